@@ -1,0 +1,47 @@
+"""What keras_freeze raises.
+
+    FreezeError(ValueError)     anything that is wrong with an argument or the model
+    |-- ScheduleError           a schedule or one of its stages
+    `-- LayerMatchError         a selector or a base that names no layer of the model
+
+All of them are raised before the first training step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FreezeError(ValueError):
+    """A wrong argument, or a model that can't do what was asked.
+
+    Examples:
+        >>> raise FreezeError("`batch_norm` must be 'freeze' or 'train'.")
+        Traceback (most recent call last):
+        ...
+        keras_freeze.errors.FreezeError: `batch_norm` must be 'freeze' or 'train'.
+    """
+
+
+class ScheduleError(FreezeError):
+    """A schedule, or one of its stages, that can't be meant."""
+
+
+class LayerMatchError(FreezeError):
+    """A selector or a base that matches no layer."""
+
+
+def closest(received: object, choices: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?", or "" where nothing is near."""
+    near = difflib.get_close_matches(str(received), list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(argument: str, received: object, choices: tuple[object, ...]) -> None:
+    """Raises `FreezeError` unless `received` is one of `choices`."""
+    if isinstance(received, (str, type(None))) and received in choices:
+        return
+    listed = " or ".join(repr(choice) for choice in choices)
+    hint = closest(received, [choice for choice in choices if isinstance(choice, str)])
+    raise FreezeError(f"`{argument}` must be {listed}.{hint} Received: {argument}={received!r}")
