@@ -1,0 +1,1 @@
+"""What happens when, as data: no training code, no model is touched."""

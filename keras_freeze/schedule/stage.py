@@ -1,0 +1,160 @@
+"""One stage of a schedule."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import keras
+
+from keras_freeze.errors import FreezeError, LayerMatchError, ScheduleError, check_choice, closest
+from keras_freeze.graph.selectors import check_selector
+
+
+@dataclass(frozen=True, init=False)
+class Stage:
+    """What changes when an epoch begins.
+
+    Args:
+        at: the epoch, counted from 0 as in Keras, at whose beginning the stage begins.
+        unfreeze: a selector of the layers that become trainable (see `select_layers`). Names and
+            patterns are looked up in the base first, then in the rest of the model; indices and
+            percentages count within the base.
+        freeze: a selector of the layers that are frozen. A layer in both ends up frozen nowhere:
+            that is an error.
+        learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`; `None`
+            leaves the rate alone. A schedule is called with `optimizer.iterations`, which goes on
+            counting over the stages with `optimizer="carry"` and begins at 0 with `"reset"`.
+        optimizer: `"carry"` or `"reset"` for this stage alone; `None` = as the schedule's user
+            (`GradualUnfreeze`) says.
+        name: shown in the stage's lines.
+
+    Raises:
+        ScheduleError: an argument is unknown or can't be meant.
+        LayerMatchError: a selector can't be meant, whatever the model.
+
+    Examples:
+        >>> Stage(at=10, unfreeze="block5_conv1:", learning_rate=1e-5, name="fine-tune")
+        Stage(at=10, unfreeze='block5_conv1:', learning_rate=1e-05, name='fine-tune')
+    """
+
+    at: int
+    unfreeze: Any = None
+    freeze: Any = None
+    learning_rate: Any = None
+    optimizer: str | None = None
+    name: str | None = None
+
+    def __init__(
+        self,
+        at: int,
+        unfreeze: Any = None,
+        freeze: Any = None,
+        *,
+        learning_rate: Any = None,
+        optimizer: str | None = None,
+        name: str | None = None,
+        **unknown: Any,
+    ):
+        _refuse_unknown(unknown, f"Stage(at={at!r})")
+        given = {
+            "at": check_epoch(at),
+            "unfreeze": unfreeze,
+            "freeze": freeze,
+            "learning_rate": _check_rate(learning_rate),
+            "optimizer": optimizer,
+            "name": name,
+        }
+        for key, value in given.items():
+            object.__setattr__(self, key, value)
+        self._check()
+
+    def _check(self) -> None:
+        for argument in ("unfreeze", "freeze"):
+            selector = getattr(self, argument)
+            if selector is not None:
+                check_selector(selector, f"`{argument}` of Stage(at={self.at})")
+        try:
+            check_choice("optimizer", self.optimizer, (None, "carry", "reset"))
+        except FreezeError as error:
+            raise ScheduleError(f"Stage(at={self.at}): {error}") from None
+        if self.name is not None and not isinstance(self.name, str):
+            raise ScheduleError(
+                f"`name` of Stage(at={self.at}) must be a string. Received: name={self.name!r}"
+            )
+        if all(getattr(self, field.name) is None for field in fields(self)[1:]):
+            raise ScheduleError(
+                f"Stage(at={self.at}) changes nothing. Give it `unfreeze`, `freeze`, "
+                "`learning_rate`, `optimizer` or at least a `name`."
+            )
+
+    def __repr__(self) -> str:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        shown = [f"{key}={value!r}" for key, value in given.items() if value is not None]
+        return f"Stage({', '.join(shown)})"
+
+    def title(self, number: int) -> str:
+        """Returns how messages call the stage: its number, and its name if it has one."""
+        return f"Stage {number}" + (f" '{self.name}'" if self.name else "")
+
+
+def stage_from(at: Any, value: Any) -> Stage:
+    """Reads one entry of `{epoch: selector or Stage}`; a mapping holds `Stage`'s arguments."""
+    check_epoch(at)
+    if isinstance(value, Mapping):
+        _refuse_unknown({k: v for k, v in value.items() if k not in KEYS}, f"stage at epoch {at}")
+        value = Stage(**{"at": at, **value})
+    if isinstance(value, Stage):
+        if value.at != at:
+            raise ScheduleError(
+                f"`schedule` has Stage(at={value.at}) under epoch {at}. Use the same epoch in both."
+            )
+        return value
+    if value is None:
+        raise ScheduleError(
+            f"`schedule` has no selector for epoch {at}. Write what to unfreeze, for example "
+            f"{{{at}: 'block5_*'}}. Received: None"
+        )
+    try:
+        return Stage(at, unfreeze=value)
+    except LayerMatchError as error:
+        raise LayerMatchError(f"`schedule`: {error}") from None
+
+
+def check_epoch(at: Any) -> int:
+    """Returns `at` as an int >= 0, or raises `ScheduleError`."""
+    if isinstance(at, bool) or not isinstance(at, numbers.Integral):
+        raise ScheduleError(
+            "`at` must be an epoch, a whole number counted from 0 as in Keras. "
+            f"Received: at={at!r} (of type {type(at).__name__})"
+        )
+    if at < 0:
+        raise ScheduleError(f"`at` must be an epoch >= 0, counted from 0. Received: at={at!r}")
+    return operator.index(at)
+
+
+def _check_rate(rate: Any) -> Any:
+    if rate is None or isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return rate
+    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if number and math.isfinite(rate) and rate > 0:
+        return float(rate)
+    raise ScheduleError(
+        "`learning_rate` must be a float above 0 or a LearningRateSchedule. "
+        f"Received: learning_rate={rate!r}"
+    )
+
+
+KEYS = tuple(field.name for field in fields(Stage))
+
+
+def _refuse_unknown(unknown: Mapping[Any, Any], where: str) -> None:
+    for key, value in unknown.items():
+        raise ScheduleError(
+            f"{where} has an unknown key {key!r}.{closest(key, KEYS)} Known keys: "
+            f"{', '.join(KEYS)}. Received: {key}={value!r}"
+        )
