@@ -1,0 +1,113 @@
+"""The compiled step functions of a model: made anew after a change, and guarded while they run.
+
+Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
+`_compiled_trainable_state`, `_flatten_layers`, `_distribute_strategy` (TensorFlow only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from keras_freeze.graph.tree import Layer, LayerTree
+from keras_freeze.training import ages, optimizer
+from keras_freeze.training.inference import frozen_calls, in_inference
+
+Model = Any
+
+
+def is_in_step(model: Model) -> bool:
+    """True if optimizer and step functions belong to the flags that the layers have now."""
+    compiled = getattr(model, "_compiled_trainable_state", None) or {}
+    fits = optimizer.is_built_on(model.optimizer, model.trainable_variables)
+    return (fits or not _is_built(model)) and all(
+        layer.trainable == flag for layer, flag in compiled.items()
+    )
+
+
+def _is_built(model: Model) -> bool:
+    """On TensorFlow, a subclassed model and its optimizer may be built in the first step only."""
+    return all(layer.built for layer in model._flatten_layers())
+
+
+def take_effect(model: Model, mode: str) -> None:
+    """Makes a change of flags complete inside `fit`, without `compile`.
+
+    Loss, metrics, `stop_training` and History are not touched.
+
+    Args:
+        model: a compiled model; on JAX its variables hold their values (`sync` was called).
+        mode: `"carry"` or `"reset"`.
+    """
+    if _is_built(model):
+        with _scope(model):
+            optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
+    model.make_train_function(force=True)
+    if model.test_function is not None:
+        model.make_test_function(force=True)
+    if model.predict_function is not None:
+        model.make_predict_function(force=True)
+    layers = model._flatten_layers()
+    model._compiled_trainable_state = {layer: layer.trainable for layer in layers}
+
+
+def sync(model: Model) -> None:
+    """On JAX, gives the variables their values back in the middle of an epoch."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def _scope(model: Model) -> AbstractContextManager[Any]:
+    """Variables made under a `tf.distribute` strategy must be made in its scope."""
+    strategy = getattr(model, "_distribute_strategy", None)
+    return nullcontext() if strategy is None else strategy.scope()
+
+
+class GuardedStep:
+    """A train function for as long as our `fit` runs.
+
+    It keeps frozen layers in inference mode and variables at their own ages, both only while a step
+    runs. `model.train_function` stays Keras' own: this stands in for it for one call at a time
+    (`arm`), so a `fit` that raises leaves nothing behind.
+    """
+
+    def __init__(self, model: Model, tree: LayerTree, base: list[Layer]):
+        self.model = model
+        self.tree = tree
+        self.base = base
+        self.train: Callable[..., Any] | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads the flags and births as they are now; traces anew at the next step."""
+        self.plain = self.model.train_function
+        self.calls = frozen_calls(self.tree, self.base)
+        members = optimizer.leaves(self.model.optimizer)
+        births = [(member, ages.births_of(member)) for member in members]
+        self.births = [(member, born) for member, born in births if born]
+        self.train = self._make_train() if self.calls or self.births else None
+
+    def _make_train(self) -> Callable[..., Any]:
+        """A function of our own: what is traced under the guard must not outlive it."""
+        kept = self.model.train_function
+        self.model.make_train_function(force=True)
+        made: Callable[..., Any] = self.model.train_function
+        object.__setattr__(self.model, "train_function", kept)
+        return made
+
+    def arm(self) -> None:
+        """Lets the next step, and that alone, run through the guard."""
+        if self.model.train_function is not self.plain:  # another callback compiled the model
+            self.model.make_train_function()
+            self.refresh()
+        if self.train is not None:
+            self.fit = getattr(self.model, "history", None)
+            object.__setattr__(self.model, "train_function", self)
+
+    def __call__(self, *args: Any) -> Any:
+        object.__setattr__(self.model, "train_function", self.plain)
+        if getattr(self.model, "history", None) is not self.fit or self.train is None:
+            return self.plain(*args)  # Ctrl-C came between arming and the step, in another fit
+        with in_inference(self.calls), ages.own_ages(self.births):
+            return self.train(*args)

@@ -1,0 +1,59 @@
+"""Frozen means frozen: a layer of the base that isn't trainable runs in inference mode.
+
+Under `fit`, Keras hands `training=True` to every layer, also below `base(x, training=False)` and
+also where `trainable` is False (a BatchNormalization alone looks at its flag). So while a step runs
+(or is traced), `call` of the frozen layers gets `training=False`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from keras_freeze.graph.tree import Layer, LayerTree
+from keras_freeze.training.patch import attribute
+from keras_freeze.training.trainable import is_batch_norm
+
+
+def frozen_calls(tree: LayerTree, base: list[Layer]) -> list[tuple[Layer, Callable[..., Any]]]:
+    """Returns the frozen layers whose `call` knows `training`, each with its stand-in for `call`.
+
+    Args:
+        tree: the whole model.
+        base: the leaves of the base. A container or custom block counts as frozen if all the
+            leaves below it are leaves of the base and none is trainable.
+    """
+    inside = {id(leaf) for leaf in base}
+    calls: list[tuple[Layer, Callable[..., Any]]] = []
+    for layer in tree:
+        below = tree.below(layer)
+        frozen = all(id(leaf) in inside and not leaf.trainable for leaf in below)
+        if below and frozen and not is_batch_norm(layer):
+            position = _position_of_training(layer)
+            if position is not None:
+                calls.append((layer, functools.partial(_call, layer.call, position)))
+    return calls
+
+
+def _position_of_training(layer: Layer) -> int | None:
+    names = list(inspect.signature(layer.call).parameters)
+    return names.index("training") if "training" in names else None
+
+
+def _call(call: Callable[..., Any], position: int, *args: Any, **kwargs: Any) -> Any:
+    """`call` with `training=False`, however `training` was passed."""
+    if len(args) > position:
+        return call(*args[:position], False, *args[position + 1 :], **kwargs)
+    return call(*args, **{**kwargs, "training": False})
+
+
+@contextmanager
+def in_inference(calls: list[tuple[Layer, Callable[..., Any]]]) -> Iterator[None]:
+    """While this is open, the frozen layers answer `call` in inference mode."""
+    with ExitStack() as stack:
+        for layer, call in calls:
+            stack.enter_context(attribute(layer, "call", call))
+        yield

@@ -1,0 +1,62 @@
+"""Finds the list of callbacks of the `fit` that runs, and puts ours first and last in it.
+
+What one callback of the list does must not depend on its place: a stage has to hold before any
+other callback looks at the epoch, a change by another callback has to be seen after all of them,
+and the logs have to be complete before CSVLogger reads them. So a first and a last callback do the
+work, and the public ones may stand anywhere. Keras hands a callback no reference to the list; it is
+the `self` of the frame that calls the hook.
+
+Names used here were tried on Keras 3.12.0 and 3.15.1: `CallbackList.callbacks` and `_async_train`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import keras
+
+from keras_freeze.errors import FreezeError
+
+BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+
+
+def running_callbacks(callback: Any) -> Any:
+    """Returns the `keras.callbacks.CallbackList` that is calling `callback`."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.CallbackList):
+            return owner
+        frame = frame.f_back
+    raise FreezeError(
+        f"{type(callback).__name__} works inside `model.fit(..., callbacks=[...])`, or in a "
+        "`keras.callbacks.CallbackList`. It was called without one."
+    )
+
+
+def enclose(callback_list: Any, first: Any, last: Any) -> None:
+    """Puts `first` and `last` around the callbacks. Safe while the list is being called."""
+    callback_list.callbacks = [first, *callback_list.callbacks, last]
+
+
+def take_out(callback_list: Any, *callbacks: Any) -> None:
+    """Takes callbacks out of the list again. Safe while the list is being called."""
+    callback_list.callbacks = [c for c in callback_list.callbacks if c not in callbacks]
+
+
+def others_act_on_batches(callback_list: Any, known: tuple[type, ...]) -> bool:
+    """True if a callback that isn't of a `known` type has batch hooks, called in this thread."""
+    if callback_list._async_train:
+        return False
+    return any(
+        _overrides(callback, hook)
+        for callback in callback_list.callbacks
+        if not isinstance(callback, known)
+        for hook in BATCH_HOOKS
+    )
+
+
+def _overrides(callback: Any, hook: str) -> bool:
+    inherited = getattr(keras.callbacks.Callback, hook)
+    return getattr(getattr(callback, hook), "__func__", None) is not inherited

@@ -1,0 +1,184 @@
+"""Fits an optimizer to a new set of trainable variables, without `compile`.
+
+`"carry"`: a variable that stays keeps its slots; a new one gets fresh ones and is remembered as
+born now (see `ages`). `"reset"`: all as in an optimizer that was never used.
+
+Slots are matched by the identity of the model variable, never by index or name. Private names of
+`keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1: `_variables`,
+`_tracker`, `_trainable_variables`, `_trainable_variables_indices`, `_iterations`,
+`_learning_rate`, `_model_variables_moving_average`, `_var_key`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_freeze.training import ages
+
+Optimizer = Any
+Variable = Any
+
+# Lists of an optimizer as long as its variables that aren't slots.
+NOT_SLOTS = ("_variables", "_trainable_variables")
+
+
+def family(optimizer: Optimizer) -> list[Optimizer]:
+    """Returns the optimizer and those that it wraps: LossScaleOptimizer, MultiOptimizer."""
+    members = [optimizer]
+    for inner in [
+        getattr(optimizer, "inner_optimizer", None),
+        *(getattr(optimizer, "optimizers", None) or ()),
+    ]:
+        if isinstance(inner, keras.optimizers.Optimizer):
+            members += family(inner)
+    return members
+
+
+def leaves(optimizer: Optimizer) -> list[Optimizer]:
+    """Returns the optimizers that update variables themselves."""
+    return [member for member in family(optimizer) if len(family(member)) == 1]
+
+
+def is_built_on(optimizer: Optimizer, variables: list[Variable]) -> bool:
+    """True if the optimizer holds exactly `variables`, in this order."""
+    held = optimizer._trainable_variables if optimizer.built else []
+    return len(held) == len(variables) and all(a is b for a, b in zip(held, variables, strict=True))
+
+
+def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> None:
+    """Makes `optimizer` one of exactly `variables`.
+
+    Args:
+        optimizer: a Keras optimizer, wrapped or not. Stays the same object.
+        variables: the model's trainable variables, in the model's order.
+        mode: `"carry"` or `"reset"`.
+    """
+    saved = [_State(member) for member in family(optimizer)]
+    try:
+        _finalize_average(optimizer, variables if mode == "carry" else [])
+        for state in saved:
+            state.clear()
+        optimizer.build(variables)
+        for state in saved:
+            state.restore(mode)
+    except BaseException:  # also Ctrl-C: never leave half an optimizer behind
+        for state in saved:
+            state.undo()
+        raise
+
+
+def _finalize_average(optimizer: Optimizer, staying: list[Variable]) -> None:
+    """With `use_ema`, a variable that leaves takes its average, as at the end of a `fit`."""
+    kept = {id(variable) for variable in staying}
+    for member in leaves(optimizer):
+        if not (member.use_ema and member.built and ages.updates(member)):
+            continue
+        averages = member._model_variables_moving_average
+        for variable, average in zip(member._trainable_variables, averages, strict=True):
+            if average is not None and id(variable) not in kept:
+                variable.assign(keras.ops.copy(average))
+
+
+class _State:
+    """What one optimizer held before the change."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+        self.attributes = dict(vars(optimizer))
+        self.tracked = list(optimizer._variables)
+        self.indices = dict(optimizer._trainable_variables_indices)
+        self.variables = list(optimizer._trainable_variables) if optimizer.built else []
+        self.slots = dict(_slot_lists(optimizer)) if optimizer.built else {}
+        self.births = ages.births_of(optimizer)
+
+    def clear(self) -> None:
+        """Back to unbuilt; the update count and the rate stay."""
+        for variable in self.tracked:
+            if variable is not self.optimizer._iterations and (
+                variable is not self.optimizer._learning_rate
+            ):
+                _untrack(self.optimizer, variable)
+        self.optimizer._trainable_variables_indices = {}
+        self.optimizer._trainable_variables = []
+        self.optimizer.built = False
+
+    def restore(self, mode: str) -> None:
+        """Carries over what the mode says, after `build`."""
+        self._track_what_build_left()
+        _start_averages(self.optimizer)
+        if mode == "carry":
+            self._carry_slots()
+            self._carry_shared()
+            self._carry_births()
+        else:
+            ages.set_births(self.optimizer, {})
+            self.optimizer._iterations.assign(0)
+
+    def _track_what_build_left(self) -> None:
+        """State made in `__init__`, not in `build`, is still in its attribute: track it again."""
+        for name, value in self.attributes.items():
+            if _is_variable(value) and vars(self.optimizer).get(name) is value:
+                self.optimizer._tracker.track(value)
+
+    def _carry_slots(self) -> None:
+        old = {id(variable): index for index, variable in enumerate(self.variables)}
+        for name, slots in _slot_lists(self.optimizer):
+            for variable, slot in zip(self.optimizer._trainable_variables, slots, strict=True):
+                if slot is not None and id(variable) in old and name in self.slots:
+                    slot.assign(keras.ops.copy(self.slots[name][old[id(variable)]]))
+
+    def _carry_shared(self) -> None:
+        """State that belongs to no variable: a dynamic loss scale, Nadam's product."""
+        for name, value in self.attributes.items():
+            new: Any = vars(self.optimizer).get(name)
+            if _is_variable(value) and _is_variable(new) and new is not value:
+                new.assign(keras.ops.copy(value))
+
+    def _carry_births(self) -> None:
+        now = ages.updates(self.optimizer)
+        old = {self.optimizer._var_key(variable) for variable in self.variables}
+        keys = [self.optimizer._var_key(v) for v in self.optimizer._trainable_variables]
+        births = {key: self.births.get(key, 0) if key in old else now for key in keys}
+        ages.set_births(self.optimizer, births)
+
+    def undo(self) -> None:
+        """Puts everything back as it was."""
+        for variable in list(self.optimizer._variables):
+            _untrack(self.optimizer, variable)
+        for variable in self.tracked:
+            self.optimizer._tracker.add_to_store("variables", variable)
+        for name, value in self.attributes.items():
+            object.__setattr__(self.optimizer, name, value)
+        self.optimizer._trainable_variables_indices = self.indices
+
+
+def _slot_lists(optimizer: Optimizer) -> Iterator[tuple[str, list[Variable | None]]]:
+    """The attributes that hold one variable (or None) for each model variable."""
+    if len(family(optimizer)) > 1:
+        return
+    count = len(optimizer._trainable_variables)
+    for name, value in list(vars(optimizer).items()):
+        if name in NOT_SLOTS or not isinstance(value, list) or len(value) != count or not count:
+            continue
+        if all(slot is None or _is_variable(slot) for slot in value):
+            yield name, list(value)
+
+
+def _start_averages(optimizer: Optimizer) -> None:
+    """A fresh moving average starts from the variable's value, as a copy: JAX donates buffers."""
+    if optimizer.use_ema and optimizer.built and len(family(optimizer)) == 1:
+        averages = optimizer._model_variables_moving_average
+        for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
+            if average is not None:
+                average.assign(keras.ops.copy(variable))
+
+
+def _untrack(optimizer: Optimizer, variable: Variable) -> None:
+    optimizer._tracker.untrack(variable)
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, keras.Variable)

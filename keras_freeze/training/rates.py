@@ -1,0 +1,101 @@
+"""The learning rate of an optimizer, whatever wraps it and whatever it was before.
+
+Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
+`_learning_rate`, `_track_variable`, `_tracker`, `_variables`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import keras
+
+from keras_freeze.training.optimizer import leaves
+
+Optimizer = Any
+Rate = Any  # a float, a LearningRateSchedule or a callable
+
+# {optimizer: (the rate before a schedule of ours changed it, the rate that we set last)}
+_CHANGED: weakref.WeakKeyDictionary[Optimizer, tuple[list[Rate], list[Rate]]]
+_CHANGED = weakref.WeakKeyDictionary()
+
+
+def rates_of(optimizer: Optimizer) -> list[Rate]:
+    """Returns the rate of each optimizer that updates variables."""
+    return [_rate(member) for member in leaves(optimizer)]
+
+
+def original_rates(optimizer: Optimizer) -> list[Rate]:
+    """Returns the rates that were compiled: before stages of an earlier `fit` changed them."""
+    now = rates_of(optimizer)
+    original, set_last = _CHANGED.get(optimizer, (now, now))
+    return original if now == set_last else now
+
+
+def set_rates(optimizer: Optimizer, rates: list[Rate]) -> bool:
+    """Sets the rates; True if the step functions must be made anew (a schedule came or went)."""
+    original = original_rates(optimizer)
+    changed = [_set(member, rate) for member, rate in zip(leaves(optimizer), rates, strict=True)]
+    _CHANGED[optimizer] = (original, rates_of(optimizer))
+    return any(changed)
+
+
+def keep_original(optimizer: Optimizer, original: list[Rate]) -> None:
+    """At the end of a `fit`: whatever the rates are by now, the next one begins at `original`."""
+    if optimizer in _CHANGED:
+        _CHANGED[optimizer] = (original, rates_of(optimizer))
+
+
+def log_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Returns `{"learning_rate": rate now}`; under a MultiOptimizer one entry for each."""
+    members = leaves(optimizer)
+    return {
+        "learning_rate" if len(members) == 1 else f"learning_rate_{member.name}": float(
+            keras.ops.convert_to_numpy(member.learning_rate)
+        )
+        for member in members
+    }
+
+
+def _rate(optimizer: Optimizer) -> Rate:
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.Variable):
+        return float(keras.ops.convert_to_numpy(rate))
+    return rate
+
+
+def _set(optimizer: Optimizer, rate: Rate) -> bool:
+    now = optimizer._learning_rate
+    if isinstance(rate, float) and isinstance(now, keras.Variable):
+        now.assign(rate)
+        return False
+    if rate is now:
+        return False
+    if isinstance(rate, float):
+        _put_variable(optimizer, rate)
+    else:
+        optimizer.learning_rate = rate
+    return True
+
+
+def _put_variable(optimizer: Optimizer, rate: float) -> None:
+    """Keras has no way back from a schedule to a float: make the variable that __init__ makes.
+
+    It stands second, behind `iterations`, as in an optimizer that was built with a float: weights
+    files hold an optimizer's variables by index.
+    """
+    with keras.name_scope(optimizer.name):
+        variable = keras.Variable(
+            rate,
+            name="learning_rate",
+            dtype=keras.backend.floatx(),
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+    optimizer._track_variable(variable)
+    object.__setattr__(optimizer, "_learning_rate", None)
+    optimizer._learning_rate = variable
+    for behind in [v for v in optimizer._variables if v is not variable][1:]:
+        optimizer._tracker.untrack(behind)
+        optimizer._tracker.add_to_store("variables", behind)

@@ -1,0 +1,176 @@
+"""Which layers are trainable: the flags of leaves, variables and the containers above them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_freeze.errors import LayerMatchError, check_choice
+from keras_freeze.graph.tree import Layer, LayerTree, own_variables
+
+BATCH_NORM = ("freeze", "train")
+
+# A Keras layer doesn't know the containers it is in. Those that `freeze` has seen are remembered
+# here (weakly), so that thawing a leaf later can open them too.
+_CONTAINERS: weakref.WeakKeyDictionary[Layer, weakref.WeakSet[Layer]] = weakref.WeakKeyDictionary()
+
+
+def freeze(layers: Any, batch_norm: str = "freeze") -> None:
+    """Freezes layers, without `fit`. Compile the model afterwards, as Keras asks.
+
+    Args:
+        layers: a layer or model (all below it is frozen), or a list of them.
+        batch_norm: taken for symmetry with `unfreeze`: a frozen BatchNormalization runs in
+            inference mode with either value.
+
+    Raises:
+        FreezeError: `batch_norm` is neither `"freeze"` nor `"train"`.
+        LayerMatchError: `layers` holds something that is no layer, or nothing.
+
+    Examples:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="d")])
+        >>> freeze(base)
+        >>> base.trainable, len(base.trainable_weights)
+        (False, 0)
+    """
+    check_choice("batch_norm", batch_norm, BATCH_NORM)
+    _set_all(layers, False)
+
+
+def unfreeze(layers: Any, batch_norm: str = "freeze") -> None:
+    """Makes layers trainable, without `fit`. Compile the model afterwards, as Keras asks.
+
+    Args:
+        layers: a layer or model (all below it is thawed), or a list such as `select_layers`
+            returns.
+        batch_norm: `"freeze"` keeps every BatchNormalization frozen and so in inference mode;
+            `"train"` lets it follow.
+
+    Raises:
+        FreezeError: `batch_norm` is neither `"freeze"` nor `"train"`.
+        LayerMatchError: `layers` holds something that is no layer, or nothing.
+
+    Examples:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="a"),
+        ...                          keras.layers.Dense(4, name="b")])
+        >>> freeze(base)
+        >>> unfreeze(base.get_layer("b"))
+        >>> base.trainable, len(base.trainable_weights)
+        (True, 2)
+    """
+    check_choice("batch_norm", batch_norm, BATCH_NORM)
+    _set_all(layers, True, batch_norm)
+
+
+def _set_all(layers: Any, trainable: bool, batch_norm: str = "freeze") -> None:
+    given = list(layers) if isinstance(layers, (list, tuple)) else [layers]
+    for layer in given:
+        if not isinstance(layer, keras.layers.Layer):
+            raise LayerMatchError(
+                "`layers` must be a Keras layer or model, or a list of them (see `select_layers`). "
+                f"Received: {layer!r}"
+            )
+    if not given:
+        raise LayerMatchError("`layers` is empty: nothing would be changed. Received: []")
+    trees = [LayerTree(layer) for layer in given]
+    leaves = [leaf for tree in trees for leaf in tree.leaves]
+    if trainable:
+        check_not_only_batch_norm(leaves, batch_norm, "`layers`")
+    for tree in trees:
+        _remember_containers(tree)
+        apply_flags(tree, {id(f): trainable and may_thaw(f, batch_norm) for f in tree.leaves})
+        _open_containers_above(tree.root)
+
+
+def _remember_containers(tree: LayerTree) -> None:
+    for layer in tree:
+        if layer is not tree.root:
+            _CONTAINERS.setdefault(layer, weakref.WeakSet()).update(tree.ancestors(layer))
+
+
+def _open_containers_above(layer: Layer) -> None:
+    for container in list(_CONTAINERS.get(layer, ())):
+        _set_own_flag(container, any(leaf.trainable for leaf in LayerTree(container).leaves))
+
+
+def is_batch_norm(layer: Layer) -> bool:
+    """True for the layers that the BatchNorm policy is about."""
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def may_thaw(leaf: Layer, batch_norm: str) -> bool:
+    """Whether the BatchNorm policy lets `leaf` become trainable."""
+    return batch_norm == "train" or not is_batch_norm(leaf)
+
+
+def check_not_only_batch_norm(leaves: list[Layer], batch_norm: str, where: str) -> None:
+    """Raises if the policy would leave everything that was to be thawed frozen."""
+    if leaves and not any(may_thaw(leaf, batch_norm) for leaf in leaves):
+        raise LayerMatchError(
+            f"{where} names only BatchNormalization layers, which batch_norm='freeze' keeps "
+            "frozen, so nothing would be thawed. Pass batch_norm='train' to train them. "
+            f"Received: {[leaf.name for leaf in leaves]}"
+        )
+
+
+def apply_flags(tree: LayerTree, flags: Mapping[int, bool]) -> bool:
+    """Sets the flags of leaves, and of the containers above them; True if anything changed.
+
+    A container's own flag must be True when any leaf below is trainable: saving writes it into
+    the config, and loading would freeze everything below again.
+
+    Args:
+        tree: the whole model.
+        flags: `{id(leaf): trainable}`; leaves that aren't in it stay as they are.
+    """
+    before = flags_of(tree)
+    for leaf in tree.leaves:
+        if id(leaf) in flags:
+            _set_own_flag(leaf, flags[id(leaf)])
+            for variable in own_variables(leaf):
+                variable.trainable = flags[id(leaf)]
+    for layer in tree:
+        below = tree.below(layer)
+        if any(id(leaf) in flags for leaf in below):
+            _set_own_flag(layer, any(leaf.trainable for leaf in below))
+    return differ(before, flags_of(tree))
+
+
+def open_containers(tree: LayerTree) -> None:
+    """Sets the flag of every container with a trainable leaf below; closes none."""
+    for layer in tree:
+        if not layer.trainable and any(leaf.trainable for leaf in tree.below(layer)):
+            _set_own_flag(layer, True)
+
+
+def _set_own_flag(layer: Layer, trainable: bool) -> None:
+    """Sets the flag of one layer alone: the public setter would reach everything below."""
+    layer._trainable = trainable  # tried on Keras 3.12.0 and 3.15.1
+
+
+def flags_of(tree: LayerTree) -> dict[int, bool]:
+    """Returns what a compiled step depends on: the flag of each layer and variable, by id."""
+    flags = {}
+    for layer in tree:
+        flags[id(layer)] = bool(layer.trainable)
+        flags |= {id(variable): bool(variable.trainable) for variable in own_variables(layer)}
+    return flags
+
+
+def differ(before: Mapping[int, bool], after: Mapping[int, bool]) -> bool:
+    """True if a flag changed; a variable that a layer has built meanwhile is no change."""
+    return any(before.get(key, flag) != flag for key, flag in after.items())
+
+
+def count_params(variables: Iterable[Any]) -> int:
+    """Returns the number of scalars in `variables`."""
+    total = 0
+    for variable in variables:
+        size = 1
+        for length in variable.shape:
+            size *= int(length)
+        total += size
+    return total
