@@ -1,0 +1,25 @@
+"""Transfer learning in one Keras `fit`: feature extraction, then gradual unfreezing."""
+
+from keras_freeze.callbacks.freeze_base import FreezeBase
+from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
+from keras_freeze.callbacks.recompile_on_trainable_change import RecompileOnTrainableChange
+from keras_freeze.errors import FreezeError, LayerMatchError, ScheduleError
+from keras_freeze.graph.selectors import select_layers
+from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.schedule.stage import Stage
+from keras_freeze.training.trainable import freeze, unfreeze
+
+__all__ = [
+    "FreezeBase",
+    "FreezeError",
+    "GradualUnfreeze",
+    "LayerMatchError",
+    "RecompileOnTrainableChange",
+    "Schedule",
+    "ScheduleError",
+    "Stage",
+    "freeze",
+    "select_layers",
+    "unfreeze",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,289 @@
+"""Runs the plan of one `fit`: the only place where schedule, engine and report meet.
+
+The public callbacks hold arguments. The first of them that `fit` calls puts two hooks into the
+running list of callbacks, one before and one behind all others, and one conductor behind both. So
+the callbacks may stand in any order, any number of them share one engine, and an instance can be
+used in a second `fit`: nothing of a run is kept on it, nor on the model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_freeze.callbacks.plan import (
+    Plan,
+    make_plan,
+    warn_of_unreached,
+    warn_of_untrained_head,
+)
+from keras_freeze.errors import ScheduleError
+from keras_freeze.graph.tree import own_variables
+from keras_freeze.report.lines import StageReport
+from keras_freeze.training import ages, functions, loop, optimizer, rates
+from keras_freeze.training.trainable import (
+    apply_flags,
+    count_params,
+    differ,
+    flags_of,
+    open_containers,
+)
+
+UNAWARE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+
+
+class Participant(keras.callbacks.Callback):
+    """What the public callbacks share: the first one called sets up the run for all.
+
+    Attributes:
+        role: which of the conductor's parts the callback's arguments are for.
+    """
+
+    role = ""
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        callback_list = loop.running_callbacks(self)
+        if not any(isinstance(callback, _First) for callback in callback_list.callbacks):
+            conductor = Conductor(callback_list, self.model)
+            loop.enclose(callback_list, _First(conductor), _Last(conductor))
+
+
+class _First(keras.callbacks.Callback):
+    """Before every other callback: the stage begins, the logs are completed."""
+
+    def __init__(self, conductor: Conductor):
+        super().__init__()
+        self.conductor = conductor
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.leave()  # left over in a user's CallbackList by a fit that raised
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.begin_epoch(epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.before_others_act()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.before_others_act()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
+            logs.update(self.conductor.logs())
+
+
+class _Last(keras.callbacks.Callback):
+    """Behind every other callback: sees what they changed, right before the step."""
+
+    def __init__(self, conductor: Conductor):
+        super().__init__()
+        self.conductor = conductor
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.settle(f"from epoch {epoch + 1}")
+        self.conductor.show()  # below "Epoch 3/20", above the bar
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.settle(f"from step {batch + 1} of epoch {self.conductor.epoch + 1}")
+        self.conductor.step.arm()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.show()  # the bar is done
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.end()
+
+
+class Conductor:
+    """The state of one `fit`."""
+
+    def __init__(self, callback_list: Any, model: Any):
+        self.callback_list = callback_list
+        self.model = model
+        ours = [c for c in callback_list.callbacks if isinstance(c, Participant)]
+        self.freezing = [c for c in ours if c.role == "freeze"]
+        self.gradual: Any = _at_most_one([c for c in ours if c.role == "schedule"])
+        self.recompile: Any = _at_most_one([c for c in ours if c.role == "watch"])
+        self.plan = self._make_plan()
+        self.original = rates.original_rates(model.optimizer)
+        self.number = -1  # no stage yet
+        self.epoch = 0
+        self.changes = 0  # of other callbacks
+        self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
+        self.flags = flags_of(self.plan.tree)
+        self.names = self._trainable_names()
+        self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
+        self.sync_batches = self.recompile is not None and loop.others_act_on_batches(
+            callback_list, (Participant, *UNAWARE)
+        )
+
+    def _make_plan(self) -> Plan:
+        schedule = self.gradual.schedule if self.gradual else None
+        asked = [c.batch_norm for c in (*self.freezing, self.gradual) if c is not None]
+        plan = make_plan(
+            self.model,
+            [callback.base for callback in self.freezing],
+            schedule,
+            self.gradual.base if self.gradual else None,
+            "train" if "train" in asked else "freeze",
+        )
+        epochs = (self.callback_list.params or {}).get("epochs")
+        if schedule is not None and epochs is not None:
+            warn_of_unreached(schedule, epochs)
+        return plan
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Brings the model into the stage that holds in `epoch`."""
+        self.epoch = epoch
+        number = self.plan.number_at(epoch)
+        if number != self.number:
+            self._enter(number, first=self.number < 0)
+            self.number = number
+
+    def _enter(self, number: int, *, first: bool) -> None:
+        stage = self.plan.stage(number)
+        mode = (stage and stage.optimizer) or (self.gradual.optimizer if self.gradual else "carry")
+        if first and stage is not None:
+            self._warn_of_untrained_head()
+        before = self.names
+        functions.sync(self.model)
+        with self._all_or_nothing():
+            changed = apply_flags(self.plan.tree, self.plan.flags[number])
+            reset = mode == "reset" and (changed or not first)
+            new_functions = self._set_rates(number, reset=reset, first=first)
+            stale = first and not functions.is_in_step(self.model)
+            if changed or reset or new_functions or stale:
+                functions.take_effect(self.model, "reset" if reset else "carry")
+        self._note_change()
+        if self._is_shown(stage):
+            title = stage.title(number) if stage else "Stage 0 (frozen base)"
+            did = {"reset": "reset", "carry": "carried over"}[mode] if not first else ""
+            print(self._report(title, self._when(), before, did), flush=True)
+
+    def _warn_of_untrained_head(self) -> None:
+        """The first stage begins with the run, and the optimizer has never made a step."""
+        stage = self.plan.stage(1)
+        untrained = not any(map(ages.updates, optimizer.leaves(self.model.optimizer)))
+        if stage is not None and stage.unfreeze is not None and self.epoch == 0 and untrained:
+            warn_of_untrained_head(stage)
+
+    def _set_rates(self, number: int, *, reset: bool, first: bool) -> bool:
+        """A stage's own rate; else the original one after a reset or at the start of a run."""
+        given = [self.plan.stage(n) for n in range(1, number + 1)]
+        if reset or not first:
+            given = given[-1:]
+        set_before = [stage.learning_rate for stage in given if stage and stage.learning_rate]
+        count = len(self.original)
+        if set_before:
+            return rates.set_rates(self.model.optimizer, [set_before[-1]] * count)
+        if (reset or first) and rates.rates_of(self.model.optimizer) != self.original:
+            return rates.set_rates(self.model.optimizer, self.original)
+        return False
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Puts the flags back after an interrupted change, as `rebuild` does the optimizer."""
+        tree = self.plan.tree
+        before = {id(leaf): bool(leaf.trainable) for leaf in tree.leaves}
+        try:
+            yield
+        except BaseException:
+            apply_flags(tree, before)
+            raise
+
+    def before_others_act(self) -> None:
+        """On JAX, other callbacks may change flags only while the variables hold their values.
+
+        Keras puts the values of a running epoch back by position among the trainable variables;
+        after a change of flags that would be the wrong position.
+        """
+        if self.sync_batches:
+            functions.sync(self.model)
+
+    def settle(self, when: str) -> None:
+        """With RecompileOnTrainableChange: a change by another callback takes effect now."""
+        if self.recompile is None or not differ(self.flags, flags_of(self.plan.tree)):
+            return
+        before = self.names
+        functions.sync(self.model)
+        open_containers(self.plan.tree)
+        functions.take_effect(self.model, self.recompile.optimizer)
+        self.changes += 1
+        self._note_change()
+        if not self.model.trainable_variables:
+            warnings.warn("A callback left nothing trainable: no weight changes.", stacklevel=2)
+        if self.recompile.verbose:
+            did = {"reset": "reset", "carry": "carried over"}[self.recompile.optimizer]
+            title = f"Change {self.changes} of the trainable layers"
+            self.pending.append(str(self._report(title, when, before, did)))
+
+    def _note_change(self) -> None:
+        self.flags = flags_of(self.plan.tree)
+        self.names = self._trainable_names()
+        self.step.refresh()
+
+    def logs(self) -> dict[str, float]:
+        """What every epoch's logs carry: numbers, so that any logger shows them."""
+        watching = self.recompile is not None and not self.freezing and self.gradual is None
+        return {
+            "stage": self.changes if watching else self.number,
+            "trainable_params": count_params(self.model.trainable_variables),
+            **rates.log_rates(self.model.optimizer),
+        }
+
+    def show(self) -> None:
+        """Prints what waited."""
+        for text in self.pending:
+            print(text, flush=True)
+        self.pending.clear()
+
+    def end(self) -> None:
+        """The fit is over."""
+        self.show()
+        rates.keep_original(self.model.optimizer, self.original)
+        self.leave()
+
+    def leave(self) -> None:
+        """Takes the hooks out of the list of callbacks."""
+        hooks = [c for c in self.callback_list.callbacks if isinstance(c, (_First, _Last))]
+        loop.take_out(self.callback_list, *hooks)
+
+    def _is_shown(self, stage: Any) -> bool:
+        by_freezing = stage is None and any(callback.verbose for callback in self.freezing)
+        return by_freezing or bool(self.gradual and self.gradual.verbose)
+
+    def _when(self) -> str:
+        epochs = (self.callback_list.params or {}).get("epochs")
+        return f"from epoch {self.epoch + 1}" + (f"/{epochs}" if epochs else "")
+
+    def _trainable_names(self) -> list[str]:
+        leaves = [leaf for leaf in self.plan.tree.leaves if own_variables(leaf)]
+        return [leaf.name for leaf in leaves if leaf.trainable]
+
+    def _report(self, title: str, when: str, before: list[str], optimizer_did: str) -> StageReport:
+        now = self._trainable_names()
+        trainable = count_params(self.model.trainable_variables)
+        return StageReport(
+            title=title,
+            when=when,
+            thawed=[name for name in now if name not in before],
+            frozen=[name for name in before if name not in now],
+            trainable_params=trainable,
+            frozen_params=int(self.model.count_params()) - trainable,
+            rates=rates.log_rates(self.model.optimizer),
+            optimizer=optimizer_did,
+        )
+
+
+def _at_most_one(callbacks: list[Any]) -> Any:
+    if len(callbacks) > 1:
+        name = type(callbacks[0]).__name__
+        raise ScheduleError(
+            f"`callbacks` holds {len(callbacks)} {name}. Use one; for several schedules, put their "
+            "stages into one list."
+        )
+    return callbacks[0] if callbacks else None

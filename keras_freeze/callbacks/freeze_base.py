@@ -1,0 +1,53 @@
+"""FreezeBase: the base is frozen while the head learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_freeze.callbacks.conductor import Participant
+from keras_freeze.errors import check_choice
+from keras_freeze.training.trainable import BATCH_NORM
+
+
+class FreezeBase(Participant):
+    """Freezes the base when `fit` begins: stage 0, feature extraction.
+
+    Inside the base, a layer that isn't trainable runs in inference mode: no dropout, no moving
+    statistics (stock Keras leaves frozen dropout on, and moves the statistics of a thawed
+    BatchNormalization). With `GradualUnfreeze` in the same list, its stages thaw the base again.
+
+    Each epoch's logs carry `stage` (0 before the first), `trainable_params` (a number of scalars)
+    and `learning_rate`.
+
+    Args:
+        base: a layer or model, a layer's name, a selector (see `select_layers`), a list of these,
+            or `None` = find it: the model's `backbone`, else its largest nested model; of a flat
+            model everything up to the last layer with weights before the head.
+        batch_norm: `"freeze"` keeps every BatchNormalization of the base in inference mode in all
+            stages, its statistics bit-identical and its weights frozen; `"train"` lets it follow
+            its layer.
+        verbose: 0 = silent, 1 = prints the frozen and trainable parameters at the start.
+
+    Raises:
+        LayerMatchError: in `fit`, before the first step: the base isn't found, is ambiguous, or
+            isn't in the model.
+        ScheduleError: likewise: nothing is left trainable.
+
+    Examples:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)], name="base")
+        >>> model = keras.Sequential([base, keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> x, y = np.ones((8, 4)), np.ones((8, 1))
+        >>> history = model.fit(x, y, verbose=0, callbacks=[FreezeBase("base")])
+        >>> history.history["trainable_params"]
+        [9]
+    """
+
+    role = "freeze"
+
+    def __init__(self, base: Any = None, *, batch_norm: str = "freeze", verbose: int = 0):
+        super().__init__()
+        check_choice("batch_norm", batch_norm, BATCH_NORM)
+        self.base = base
+        self.batch_norm = batch_norm
+        self.verbose = verbose

@@ -1,0 +1,74 @@
+"""GradualUnfreeze: stages of thawing inside one fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_freeze.callbacks.conductor import Participant
+from keras_freeze.errors import check_choice
+from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.training.trainable import BATCH_NORM
+
+OPTIMIZER = ("carry", "reset")
+
+
+class GradualUnfreeze(Participant):
+    """Thaws (and freezes) layers of the base at given epochs, inside one `fit`.
+
+    The base begins frozen. Stages are absolute in order: which layers are trainable in an epoch is
+    a function of the schedule and the epoch alone, so `initial_epoch` and repeated `fit` calls land
+    in the right stage. Loss, metrics, History and the optimizer object stay the same.
+
+    Each epoch's logs carry `stage` (its number, 0 before the first), `trainable_params` (a number
+    of scalars) and `learning_rate`.
+
+    Args:
+        schedule: `{epoch: selector or Stage}`, a list of `Stage`, or a `Schedule`. Epochs count
+            from 0, as in Keras. Selectors are looked up in the base first.
+        base: as in `FreezeBase`; `None` = the base of the `FreezeBase` in the same list, or else
+            it is found.
+        optimizer: `"carry"`: a variable that stays trainable keeps its slots (moments), one that is
+            thawed is updated as a fresh optimizer would update it, with its own bias correction;
+            `iterations` goes on counting. `"reset"`: each stage begins with the optimizer as new,
+            its compiled rate included, as `compile` and `fit` for each stage would.
+        batch_norm: `"freeze"` keeps every BatchNormalization of the base in inference mode in all
+            stages; `"train"` lets it follow its layer.
+        verbose: 0 = silent, 1 = prints what each stage changes.
+
+    Raises:
+        ScheduleError: the schedule can't be meant; in `fit`, before the first step, if a stage
+            leaves nothing trainable.
+        LayerMatchError: a selector can't be meant; in `fit`, before the first step, if one matches
+            no layer.
+
+    Examples:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="block1"),
+        ...                          keras.layers.Dense(8, name="block2")], name="base")
+        >>> model = keras.Sequential([base, keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> x, y = np.ones((8, 4)), np.ones((8, 1))
+        >>> thaw = GradualUnfreeze({2: "block2"}, verbose=0)
+        >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[FreezeBase("base"), thaw])
+        >>> history.history["stage"], history.history["trainable_params"]
+        ([0, 0, 1], [9, 9, 81])
+    """
+
+    role = "schedule"
+
+    def __init__(
+        self,
+        schedule: Any,
+        *,
+        base: Any = None,
+        optimizer: str = "carry",
+        batch_norm: str = "freeze",
+        verbose: int = 1,
+    ):
+        super().__init__()
+        check_choice("optimizer", optimizer, OPTIMIZER)
+        check_choice("batch_norm", batch_norm, BATCH_NORM)
+        self.schedule = Schedule(schedule)
+        self.base = base
+        self.optimizer = optimizer
+        self.batch_norm = batch_norm
+        self.verbose = verbose

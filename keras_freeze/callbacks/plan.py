@@ -1,0 +1,172 @@
+"""What one `fit` will do: which leaves are trainable in which stage. Checked before step 1."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras_freeze.errors import ScheduleError
+from keras_freeze.graph.base import Base, find_base
+from keras_freeze.graph.selectors import Scope, select
+from keras_freeze.graph.tree import Layer, LayerTree, own_variables
+from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.schedule.stage import Stage
+from keras_freeze.training.trainable import check_not_only_batch_norm, may_thaw
+
+
+@dataclass
+class Plan:
+    """The trainable state of each stage.
+
+    Attributes:
+        tree: the whole model.
+        bases: the bases that are frozen first; none if no callback asks for one.
+        schedule: the stages, or None.
+        batch_norm: `"freeze"` or `"train"`.
+        flags: for each stage number, `{id(leaf): trainable}` for all leaves that the plan rules.
+    """
+
+    tree: LayerTree
+    bases: list[Base]
+    schedule: Schedule | None
+    batch_norm: str
+    flags: list[dict[int, bool]] = field(default_factory=list)
+
+    @property
+    def base_leaves(self) -> list[Layer]:
+        return [leaf for base in self.bases for leaf in base.leaves]
+
+    def stage(self, number: int) -> Stage | None:
+        """The stage of that number; None before the first."""
+        return self.schedule[number] if self.schedule is not None and number else None
+
+    def number_at(self, epoch: int) -> int:
+        return 0 if self.schedule is None else self.schedule.number_at(epoch)
+
+
+def make_plan(
+    model: Any, frozen: list[Any], schedule: Schedule | None, base: Any, batch_norm: str
+) -> Plan:
+    """Resolves every name against the model.
+
+    Args:
+        model: the built model that is fitted.
+        frozen: the `base` argument of each FreezeBase.
+        schedule: the schedule of GradualUnfreeze, or None.
+        base: the `base` argument of GradualUnfreeze.
+        batch_norm: `"freeze"` or `"train"`.
+
+    Raises:
+        LayerMatchError: a base or a selector matches no layer.
+        ScheduleError: a stage would leave nothing trainable, or freezes what it thaws.
+    """
+    bases = [find_base(model, given) for given in frozen]
+    tree = LayerTree(model)
+    scope = Scope(tree, [leaf for found in bases for leaf in found.leaves])
+    if len(bases) == 1:
+        scope = bases[0].scope  # its own graph serves "20%" and "-20:"
+    if schedule is not None and (base is not None or not bases):
+        own = find_base(model, base)
+        bases, scope = [*bases, own], own.scope
+    plan = Plan(tree, bases, schedule, batch_norm)
+    plan.flags = _flags(plan, scope)
+    for number in range(len(plan.flags)):
+        _check_something_trains(plan, number)
+    return plan
+
+
+def _flags(plan: Plan, scope: Scope) -> list[dict[int, bool]]:
+    """The base begins frozen; outside it, a layer begins as what its first stage changes."""
+    stages = [] if plan.schedule is None else list(plan.schedule)
+    changes = [_change(plan, scope, number, stage) for number, stage in enumerate(stages, start=1)]
+    start = {id(leaf): False for leaf in plan.base_leaves}
+    for change in changes:
+        for key, trainable in change.items():
+            start.setdefault(key, not trainable)
+    flags = [start]
+    for number, change in enumerate(changes, start=1):
+        flags.append({**flags[-1], **change})
+        if flags[-1] == flags[-2]:
+            _warn_of_idle_stage(stages[number - 1], number)
+    return flags
+
+
+def _change(plan: Plan, scope: Scope, number: int, stage: Stage) -> dict[int, bool]:
+    """What one stage says: `{id(leaf): trainable}`."""
+    thawed = _selected(plan, scope, number, stage, "unfreeze")
+    frozen = _selected(plan, scope, number, stage, "freeze")
+    both = [leaf.name for leaf in thawed if any(leaf is other for other in frozen)]
+    if both:
+        raise ScheduleError(
+            f"{stage.title(number)} (at={stage.at}) both thaws and freezes {both[:5]}. "
+            f"Take them out of one. Received: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}"
+        )
+    base = {id(leaf) for leaf in plan.base_leaves}
+    ruled = [leaf for leaf in thawed if id(leaf) in base]  # by the BatchNorm policy
+    if len(ruled) == len(thawed):
+        where = f"`unfreeze` of {stage.title(number)} (at={stage.at})"
+        check_not_only_batch_norm(thawed, plan.batch_norm, where)
+    change = {id(leaf): True for leaf in thawed}
+    change |= {id(leaf): may_thaw(leaf, plan.batch_norm) for leaf in ruled}
+    return change | {id(leaf): False for leaf in frozen}
+
+
+def _selected(plan: Plan, scope: Scope, number: int, stage: Stage, argument: str) -> list[Layer]:
+    selector = getattr(stage, argument)
+    if selector is None:
+        return []
+    where = f"`{argument}` of {stage.title(number)} (at={stage.at})"
+    return select(scope, selector, where=where, fallback=Scope(plan.tree))
+
+
+def _check_something_trains(plan: Plan, number: int) -> None:
+    flags = plan.flags[number]
+    trainable = (flags.get(id(leaf), leaf.trainable) for leaf in _with_weights(plan.tree))
+    if not any(trainable):
+        stage = plan.stage(number)
+        labels = ", ".join(repr(base.label) for base in plan.bases)
+        raise ScheduleError(
+            f"{stage.title(number) if stage else 'Stage 0 (before the first)'} leaves nothing "
+            f"trainable: all weights of {plan.tree.root.name!r} are in the frozen base ({labels}) "
+            "or frozen themselves. Add a head behind the base, or name a smaller base. "
+            f"Received: {stage!r}"
+        )
+
+
+def _with_weights(tree: LayerTree) -> list[Layer]:
+    """The leaves with weights, and those that may yet build some (TensorFlow builds in step 1)."""
+    return [leaf for leaf in tree.leaves if own_variables(leaf) or not leaf.built]
+
+
+def _warn_of_idle_stage(stage: Stage, number: int) -> None:
+    named = stage.unfreeze is not None or stage.freeze is not None
+    if named and stage.learning_rate is None:
+        warnings.warn(
+            f"{stage.title(number)} (at={stage.at}) changes no layer: what it names is already so. "
+            f"Received: {stage!r}",
+            stacklevel=2,
+        )
+
+
+def warn_of_unreached(schedule: Schedule, epochs: int) -> None:
+    """Warns of stages that lie behind the last epoch."""
+    for number, stage in enumerate(schedule, start=1):
+        if stage.at >= epochs:
+            warnings.warn(
+                f"{stage.title(number)} (at={stage.at}) is never reached: fit ends after "
+                f"{epochs} epochs, and epochs count from 0. Pass epochs={stage.at + 1} or more to "
+                "fit, or move the stage.",
+                stacklevel=2,
+            )
+
+
+def warn_of_untrained_head(stage: Stage) -> None:
+    """Warns that the first stage thaws the base before the head has learned anything."""
+    warnings.warn(
+        f"The base is thawed at epoch {stage.at} while the head is still untrained: the large "
+        "gradients of a random head would overwrite the pretrained features. Train the head on "
+        "the frozen base first, that is, begin the schedule at a later epoch. "
+        f"Received: {stage!r}",
+        stacklevel=2,
+    )

@@ -1,0 +1,50 @@
+"""RecompileOnTrainableChange: makes other callbacks' changes of `trainable` count."""
+
+from __future__ import annotations
+
+from keras_freeze.callbacks.conductor import Participant
+from keras_freeze.callbacks.gradual_unfreeze import OPTIMIZER
+from keras_freeze.errors import check_choice
+
+
+class RecompileOnTrainableChange(Participant):
+    """Makes a change of `trainable` by any other callback take effect inside `fit`.
+
+    Stock Keras ignores such a change (TensorFlow), or stops with an error about shapes or unknown
+    variables (JAX, PyTorch). With this callback, a change made in any hook takes effect at the next
+    step, that is, one made at the end of an epoch or at the beginning of one holds for that epoch.
+    It may stand anywhere in the list. Without a base (see `FreezeBase`), frozen layers run as Keras
+    runs them.
+
+    Each epoch's logs carry `trainable_params`, `learning_rate` and, if no `FreezeBase` or
+    `GradualUnfreeze` numbers the stages, `stage`: the number of changes so far.
+
+    Args:
+        optimizer: `"carry"` or `"reset"`, as in `GradualUnfreeze`.
+        verbose: 0 = silent, 1 = prints each change, between two progress bars.
+
+    Raises:
+        FreezeError: `optimizer` is neither `"carry"` nor `"reset"`.
+
+    Examples:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)], name="base")
+        >>> base.trainable = False
+        >>> model = keras.Sequential([base, keras.layers.Dense(1)])
+        >>> model.compile("adam", "mse")
+        >>> def thaw(epoch, logs):
+        ...     base.trainable = epoch >= 1
+        >>> mine = keras.callbacks.LambdaCallback(on_epoch_begin=thaw)
+        >>> x, y = np.ones((8, 4)), np.ones((8, 1))
+        >>> history = model.fit(x, y, epochs=2, verbose=0,
+        ...                     callbacks=[RecompileOnTrainableChange(verbose=0), mine])
+        >>> history.history["trainable_params"]
+        [9, 49]
+    """
+
+    role = "watch"
+
+    def __init__(self, *, optimizer: str = "carry", verbose: int = 1):
+        super().__init__()
+        check_choice("optimizer", optimizer, OPTIMIZER)
+        self.optimizer = optimizer
+        self.verbose = verbose

@@ -1,0 +1,1 @@
+"""What the user sees: plain text, no training code."""
