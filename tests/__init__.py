@@ -1,0 +1,1 @@
+"""The tests: one process a backend, chosen by KERAS_BACKEND."""

@@ -1,0 +1,122 @@
+"""Small models of every kind that people fine-tune, and data for them."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+L = keras.layers
+BACKEND = keras.backend.backend()
+RATE = 2.0**-6  # exact in float32
+
+
+def data(rows: int = 24, features: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (rows, features) and targets (rows, 1), float32."""
+    x = np.random.default_rng(seed).normal(size=(rows, features)).astype("float32")
+    return x, np.tanh(x.sum(axis=1, keepdims=True))
+
+
+def body(extras: bool = False) -> list[keras.Layer]:
+    """Three dense blocks; with `extras` a BatchNormalization and a Dropout among them."""
+    layers: list[keras.Layer] = [L.Dense(8, activation="tanh", name="b1")]
+    if extras:
+        layers += [L.BatchNormalization(name="bn"), L.Dropout(0.5, name="drop")]
+    return [
+        *layers,
+        L.Dense(8, activation="tanh", name="b2"),
+        L.Dense(8, activation="tanh", name="b3"),
+    ]
+
+
+def functional_base(extras: bool = False) -> keras.Model:
+    inputs = keras.Input((6,))
+    outputs = inputs
+    for layer in body(extras):
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs, name="base")
+
+
+def nested(extras: bool = False) -> keras.Model:
+    """A functional base, called inside a functional model."""
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, L.Dense(1, name="head")(functional_base(extras)(inputs)))
+
+
+def flat(extras: bool = False) -> keras.Model:
+    """`Model(base.input, head(base.output))`: the base's layers are the model's own."""
+    base = functional_base(extras)
+    return keras.Model(base.input, L.Dense(1, name="head")(base.output))
+
+
+def sequential(extras: bool = False) -> keras.Model:
+    """Sequential in Sequential."""
+    base = keras.Sequential([keras.Input((6,)), *body(extras)], name="base")
+    return keras.Sequential([base, L.Dense(1, name="head")])
+
+
+class Subclassed(keras.Model):
+    """A subclassed model that holds a base."""
+
+    def __init__(self, extras: bool = False):
+        super().__init__()
+        self.base = functional_base(extras)
+        self.head = L.Dense(1, name="head")
+
+    def call(self, inputs, training=None):
+        return self.head(self.base(inputs, training=training))
+
+
+def subclassed(extras: bool = False) -> keras.Model:
+    model = Subclassed(extras)
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def shared(extras: bool = False) -> keras.Model:
+    """A base that is called twice, on two halves of the same input."""
+    inputs = keras.Input((6,))
+    base = functional_base(extras)
+    both = L.Concatenate()([base(inputs), base(L.Rescaling(-1.0)(inputs))])
+    return keras.Model(inputs, L.Dense(1, name="head")(both))
+
+
+KINDS = {
+    "nested": nested,
+    "flat": flat,
+    "sequential": sequential,
+    "subclassed": subclassed,
+    "shared": shared,
+}
+
+
+def compiled(model: keras.Model, optimizer: object = None, **kwargs: object) -> keras.Model:
+    """The model, compiled with Adam unless told, and mean squared error."""
+    model.compile(optimizer or keras.optimizers.Adam(RATE), kwargs.pop("loss", "mse"), **kwargs)
+    return model
+
+
+def layer(model: keras.Model, name: str) -> keras.Layer:
+    """The layer of that name, at any depth."""
+    return next(found for found in model._flatten_layers() if found.name == name)
+
+
+def weights(model: keras.Model) -> dict[str, np.ndarray]:
+    """Copies of all weights by "layer/variable"; models of one kind give equal keys."""
+    found = {}
+    for each in model._flatten_layers():
+        for variable in (*each._trainable_variables, *each._non_trainable_variables):
+            value = np.array(keras.ops.convert_to_numpy(variable))
+            found[f"{each.name}/{variable.name}"] = value
+    return found
+
+
+def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    """Equal to the bit."""
+    assert a.keys() == b.keys()
+    different = [key for key in a if not np.array_equal(a[key], b[key])]
+    assert not different, different
+
+
+def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
+    """The names of the layers of which a weight is no longer the same."""
+    return {key.split("/")[0] for key in before if not np.array_equal(before[key], after[key])}

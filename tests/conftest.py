@@ -1,0 +1,32 @@
+"""Chooses a backend before Keras is imported, and how hard hypothesis searches."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "KERAS_BACKEND" not in os.environ:
+    installed = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
+    os.environ["KERAS_BACKEND"] = installed[0] if installed else "tensorflow"
+
+import keras
+import pytest
+from hypothesis import HealthCheck, settings
+
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=SLOW)
+settings.register_profile("search", deadline=None, suppress_health_check=SLOW, max_examples=200)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_session():
+    """Each test starts from the same seed and leaves no layers behind."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.backend.clear_session()
+
+
+def pytest_report_header() -> str:
+    return f"keras {keras.__version__} on {keras.backend.backend()}"

@@ -1,0 +1,1 @@
+"""References the engine is tested against, written without Keras."""
