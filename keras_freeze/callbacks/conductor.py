@@ -66,10 +66,12 @@ class _First(keras.callbacks.Callback):
         self.conductor.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.before_others_act()
+        if self.conductor.watch_batches:
+            self.conductor.before_others_act()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.before_others_act()
+        if self.conductor.watch_batches and loop.ends_in_this_thread(self.conductor.callback_list):
+            self.conductor.before_others_act()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
@@ -88,7 +90,8 @@ class _Last(keras.callbacks.Callback):
         self.conductor.show()  # below "Epoch 3/20", above the bar
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.settle(f"from step {batch + 1} of epoch {self.conductor.epoch + 1}")
+        if batch == 0 or self.conductor.watch_batches:
+            self.conductor.settle(f"from step {batch + 1} of epoch {self.conductor.epoch + 1}")
         self.conductor.step.arm()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -117,7 +120,8 @@ class Conductor:
         self.flags = flags_of(self.plan.tree)
         self.names = self._trainable_names()
         self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
-        self.sync_batches = self.recompile is not None and loop.others_act_on_batches(
+        # Flags can change within an epoch only if another callback has batch hooks.
+        self.watch_batches = self.recompile is not None and loop.others_act_on_batches(
             callback_list, (Participant, *UNAWARE)
         )
 
@@ -201,8 +205,7 @@ class Conductor:
         Keras puts the values of a running epoch back by position among the trainable variables;
         after a change of flags that would be the wrong position.
         """
-        if self.sync_batches:
-            functions.sync(self.model)
+        functions.sync(self.model)
 
     def settle(self, when: str) -> None:
         """With RecompileOnTrainableChange: a change by another callback takes effect now."""

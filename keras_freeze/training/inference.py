@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import keras
+
 from keras_freeze.graph.tree import Layer, LayerTree
 from keras_freeze.training.patch import attribute
 from keras_freeze.training.trainable import is_batch_norm
@@ -31,11 +33,16 @@ def frozen_calls(tree: LayerTree, base: list[Layer]) -> list[tuple[Layer, Callab
     for layer in tree:
         below = tree.below(layer)
         frozen = all(id(leaf) in inside and not leaf.trainable for leaf in below)
-        if below and frozen and not is_batch_norm(layer):
+        if below and frozen and not is_batch_norm(layer) and not _only_hands_on(layer):
             position = _position_of_training(layer)
             if position is not None:
                 calls.append((layer, functools.partial(_call, layer.call, position)))
     return calls
+
+
+def _only_hands_on(layer: Layer) -> bool:
+    """Keras' own containers do nothing with `training` but hand it to the layers below."""
+    return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 
 def _position_of_training(layer: Layer) -> int | None:

@@ -45,10 +45,13 @@ def take_out(callback_list: Any, *callbacks: Any) -> None:
     callback_list.callbacks = [c for c in callback_list.callbacks if c not in callbacks]
 
 
+def ends_in_this_thread(callback_list: Any) -> bool:
+    """True if `on_train_batch_end` is called right behind the step, not by a pool of threads."""
+    return not callback_list._async_train
+
+
 def others_act_on_batches(callback_list: Any, known: tuple[type, ...]) -> bool:
-    """True if a callback that isn't of a `known` type has batch hooks, called in this thread."""
-    if callback_list._async_train:
-        return False
+    """True if a callback that isn't of a `known` type has batch hooks."""
     return any(
         _overrides(callback, hook)
         for callback in callback_list.callbacks

@@ -1,0 +1,20 @@
+"""The installed wheel, with one backend and nothing else: one fit over two stages."""
+
+import sys
+
+import keras
+import numpy as np
+
+import keras_freeze
+
+base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="block1")], name="base")
+model = keras.Sequential([base, keras.layers.Dense(1)])
+model.compile("adam", "mse")
+callbacks = [keras_freeze.FreezeBase("base"), keras_freeze.GradualUnfreeze({1: "block1"})]
+history = model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=2, verbose=0, callbacks=callbacks)
+assert history.history["stage"] == [0, 1], history.history
+assert history.history["trainable_params"] == [9, 49], history.history
+others = {"tensorflow", "torch"} & set(sys.modules)
+assert not others, others
+assert "site-packages" in keras_freeze.__file__, keras_freeze.__file__
+print(f"keras_freeze {keras_freeze.__version__} on {keras.backend.backend()} alone: fine")

@@ -1,0 +1,204 @@
+"""What the callbacks cost: in an epoch without a transition, and in one transition.
+
+    KERAS_BACKEND=jax python benchmarks/overhead.py [--small] [--repeats 7] [--output FILE.json]
+
+Both sides run in one process, in turns, on the same data and the same trainable layers; a figure
+is the median over the repeats, with the quartiles beside it.
+
+- steady: time of an epoch with FreezeBase, GradualUnfreeze and RecompileOnTrainableChange (its
+  stage isn't reached), over an epoch of stock Keras with the base frozen by hand.
+- transition: what the epoch in which a stage begins takes longer than the next one, beside what
+  `compile` and a new `fit` add to its first epoch. Both trace and compile the new step.
+
+Inputs are random and the weights too: it measures time, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras
+import numpy as np
+
+from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
+
+NEVER = 10**6
+
+
+class EpochEnds(keras.callbacks.Callback):
+    """Notes when each epoch ends, in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.times.append(time.perf_counter())
+
+    def durations(self) -> list[float]:
+        """The epochs but the first, which compiles."""
+        return [float(d) for d in np.diff(self.times)]
+
+
+def dense() -> tuple[keras.Model, str]:
+    """The smallest steps: here Python's share is largest."""
+    layers = [keras.layers.Dense(64, "relu", name=f"d{i}") for i in range(8)]
+    return keras.Sequential([keras.Input((64,)), *layers], name="base"), "d7"
+
+
+def mobilenet() -> tuple[keras.Model, str]:
+    """A real network: MobileNetV2 at 96x96."""
+    base = keras.applications.MobileNetV2(
+        weights=None, include_top=False, input_shape=(96, 96, 3), pooling="avg"
+    )
+    return base, "block_16_project:"
+
+
+WORKLOADS = {
+    # name: (base, rows, batch size, epochs of a timed fit)
+    "dense": (dense, 4096, 32, 6),
+    "mobilenet_v2_96": (mobilenet, 256, 32, 4),
+}
+
+
+def build(base: keras.Model) -> keras.Model:
+    """The base behind a head of one unit, compiled."""
+    model = keras.Sequential([base, keras.layers.Dense(1)])
+    model.build((None, *base.input_shape[1:]))
+    base.trainable = False
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    return model
+
+
+def fit(model: keras.Model, x: np.ndarray, y: np.ndarray, batch: int, epochs: int, ours: list):
+    """One `fit`, and when its epochs ended."""
+    ends = EpochEnds()
+    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, callbacks=[*ours, ends])
+    return ends
+
+
+def steady(make, x, y, batch, epochs, repeats) -> dict[str, list[float]]:
+    """Epoch seconds of stock Keras and of ours, in turns."""
+    models = {"stock": build(make()[0]), "ours": build(make()[0])}
+    seconds: dict[str, list[float]] = {"stock": [], "ours": []}
+    for repeat in range(repeats):
+        order = list(models) if repeat % 2 else list(models)[::-1]
+        for side in order:
+            ours = [] if side == "stock" else callbacks(models[side])
+            ends = fit(models[side], x, y, batch, epochs, ours)
+            seconds[side].append(statistics.median(ends.durations()))
+    return seconds
+
+
+def callbacks(model: keras.Model) -> list[keras.callbacks.Callback]:
+    """All three, with a stage that isn't reached."""
+    return [
+        FreezeBase(model.layers[0]),
+        GradualUnfreeze({NEVER: "all"}, verbose=0),
+        RecompileOnTrainableChange(verbose=0),
+    ]
+
+
+def transition(make, x, y, batch, repeats) -> dict[str, list[float]]:
+    """Seconds that the change of stage adds, ours and by `compile` and `fit`."""
+    seconds: dict[str, list[float]] = {"two fits": [], "carry": [], "reset": []}
+    for _ in range(repeats):
+        for mode in ("carry", "reset"):
+            seconds[mode].append(_one_fit(make, x, y, batch, mode))
+        seconds["two fits"].append(_two_fits(make, x, y, batch))
+    return seconds
+
+
+def _one_fit(make, x, y, batch, mode) -> float:
+    base, selector = make()
+    stage = GradualUnfreeze([Stage(2, selector)], optimizer=mode, batch_norm="train", verbose=0)
+    ends = fit(build(base), x, y, batch, 5, [FreezeBase(base), stage]).durations()
+    return ends[1] - statistics.median(ends[2:])
+
+
+def _two_fits(make, x, y, batch) -> float:
+    base, selector = make()
+    model = build(base)
+    first = fit(model, x, y, batch, 2, [])
+    _thaw_by_hand(base, selector)
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    second = fit(model, x, y, batch, 3, [])
+    begins = second.times[0] - first.times[-1]
+    return begins - statistics.median(second.durations())
+
+
+def _thaw_by_hand(base: keras.Model, selector: str) -> None:
+    base.trainable = True
+    names = [layer.name for layer in base.layers]
+    for layer in base.layers[: names.index(selector.rstrip(":"))]:
+        layer.trainable = False
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median": middle, "low": low, "high": high}
+
+
+def machine() -> dict[str, object]:
+    """Where the figures come from."""
+    return {
+        "backend": keras.backend.backend(),
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def run(repeats: int, small: bool) -> dict[str, object]:
+    """All figures, printed as they come."""
+    results: dict[str, object] = {"machine": machine(), "repeats": repeats}
+    print(" ".join(f"{key}={value}" for key, value in machine().items()))
+    for name, (make, rows, batch, epochs) in WORKLOADS.items():
+        rows = rows // 4 if small else rows
+        rng = np.random.default_rng(0)
+        x = rng.random((rows, *make()[0].input_shape[1:])).astype("float32")
+        y = rng.random((rows, 1)).astype("float32")
+        times = steady(make, x, y, batch, epochs, repeats)
+        ratios = [a / b for a, b in zip(times["ours"], times["stock"], strict=True)]
+        ratio = summary(ratios)
+        print(
+            f"{name}: epoch of {rows // batch} steps, stock "
+            f"{summary(times['stock'])['median'] * 1e3:.1f} ms, with callbacks "
+            f"{summary(times['ours'])['median'] * 1e3:.1f} ms, ratio {ratio['median']:.4f} "
+            f"({ratio['low']:.4f} to {ratio['high']:.4f})"
+        )
+        costs = {
+            k: summary(v) for k, v in transition(make, x, y, batch, max(2, repeats // 2)).items()
+        }
+        for side, cost in costs.items():
+            print(f"{name}: one transition, {side}: {cost['median']:.2f} s")
+        results[name] = {"steady": ratio, "seconds": times, "transition": costs}
+        keras.backend.clear_session()
+    return results
+
+
+def main() -> None:
+    """Reads the options, measures, writes JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a quarter of the rows")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*never reached.*")
+    results = run(options.repeats, options.small)
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
