@@ -162,7 +162,9 @@ class Conductor:
             stale = first and not functions.is_in_step(self.model)
             if changed or reset or new_functions or stale:
                 functions.take_effect(self.model, "reset" if reset else "carry")
-        self._note_change()
+                self._note_change()
+            elif first:
+                self.step.refresh(made=False)
         if self._is_shown(stage):
             title = stage.title(number) if stage else "Stage 0 (frozen base)"
             did = {"reset": "reset", "carry": "carried over"}[mode] if not first else ""
@@ -227,7 +229,7 @@ class Conductor:
     def _note_change(self) -> None:
         self.flags = flags_of(self.plan.tree)
         self.names = self._trainable_names()
-        self.step.refresh()
+        self.step.refresh(made=True)
 
     def logs(self) -> dict[str, float]:
         """What every epoch's logs carry: numbers, so that any logger shows them."""

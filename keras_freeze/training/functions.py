@@ -68,8 +68,9 @@ class GuardedStep:
     """A train function for as long as our `fit` runs.
 
     It keeps frozen layers in inference mode and variables at their own ages, both only while a step
-    runs. `model.train_function` stays Keras' own: this stands in for it for one call at a time
-    (`arm`), so a `fit` that raises leaves nothing behind.
+    runs. What is traced so must not outlive the fit: it is held here, and stands in
+    `model.train_function` for one call at a time (`arm`). Between steps there is None, as after
+    `compile`, so a `fit` that raises leaves nothing behind.
     """
 
     def __init__(self, model: Model, tree: LayerTree, base: list[Layer]):
@@ -77,37 +78,43 @@ class GuardedStep:
         self.tree = tree
         self.base = base
         self.train: Callable[..., Any] | None = None
-        self.refresh()
 
-    def refresh(self) -> None:
-        """Reads the flags and births as they are now; traces anew at the next step."""
-        self.plain = self.model.train_function
+    def refresh(self, *, made: bool) -> None:
+        """Reads the flags and births as they are now.
+
+        Args:
+            made: the model's train function was made under these flags and never called.
+        """
         self.calls = frozen_calls(self.tree, self.base)
         members = optimizer.leaves(self.model.optimizer)
         births = [(member, ages.births_of(member)) for member in members]
         self.births = [(member, born) for member, born in births if born]
-        self.train = self._make_train() if self.calls or self.births else None
-
-    def _make_train(self) -> Callable[..., Any]:
-        """A function of our own: what is traced under the guard must not outlive it."""
-        kept = self.model.train_function
-        self.model.make_train_function(force=True)
-        made: Callable[..., Any] = self.model.train_function
-        object.__setattr__(self.model, "train_function", kept)
-        return made
+        self.compiled = getattr(self.model, "_compiled_trainable_state", None)
+        self.train = None
+        if self.calls or self.births:
+            if not made:
+                self.model.make_train_function(force=True)
+            self.train = self.model.train_function
+            self._put(None)
 
     def arm(self) -> None:
         """Lets the next step, and that alone, run through the guard."""
-        if self.model.train_function is not self.plain:  # another callback compiled the model
-            self.model.make_train_function()
-            self.refresh()
+        if getattr(self.model, "_compiled_trainable_state", None) is not self.compiled:
+            self.refresh(made=False)  # another callback compiled the model
         if self.train is not None:
             self.fit = getattr(self.model, "history", None)
-            object.__setattr__(self.model, "train_function", self)
+            self._put(self)
+        elif self.model.train_function is None:
+            self.model.make_train_function()
+
+    def _put(self, function: Callable[..., Any] | None) -> None:
+        object.__setattr__(self.model, "train_function", function)
 
     def __call__(self, *args: Any) -> Any:
-        object.__setattr__(self.model, "train_function", self.plain)
+        self._put(None)
         if getattr(self.model, "history", None) is not self.fit or self.train is None:
-            return self.plain(*args)  # Ctrl-C came between arming and the step, in another fit
+            # Ctrl-C came between arming and the step, and this is another fit: give way.
+            self.model.make_train_function()
+            return self.model.train_function(*args)
         with in_inference(self.calls), ages.own_ages(self.births):
             return self.train(*args)
