@@ -21,7 +21,7 @@ from keras_freeze.callbacks.plan import (
     warn_of_unreached,
     warn_of_untrained_head,
 )
-from keras_freeze.errors import ScheduleError
+from keras_freeze.errors import FreezeError, ScheduleError
 from keras_freeze.graph.tree import own_variables
 from keras_freeze.report.lines import StageReport
 from keras_freeze.training import ages, functions, loop, optimizer, rates
@@ -105,6 +105,7 @@ class Conductor:
     """The state of one `fit`."""
 
     def __init__(self, callback_list: Any, model: Any):
+        _check_optimizer(model)
         self.callback_list = callback_list
         self.model = model
         ours = [c for c in callback_list.callbacks if isinstance(c, Participant)]
@@ -281,6 +282,15 @@ class Conductor:
             frozen_params=int(self.model.count_params()) - trainable,
             rates=rates.log_rates(self.model.optimizer),
             optimizer=optimizer_did,
+        )
+
+
+def _check_optimizer(model: Any) -> None:
+    if not isinstance(model.optimizer, keras.optimizers.Optimizer):
+        raise FreezeError(
+            "`model` must be compiled with a Keras optimizer, which is fitted to the trainable "
+            "weights of each stage. Use model.compile(optimizer='adam', ...). "
+            f"Received: optimizer={model.optimizer!r}"
         )
 
 

@@ -1,7 +1,8 @@
 """Three ways from a pretrained base to a new task, on the same data, epochs and rates.
 
-The rates were chosen on the mirrored task (pretrain on 5-9, transfer to 0-4, other seeds), the
-transfer rates by the accuracy of the two-fit recipe: the test images of the demo had no part.
+The rates were chosen from 1e-4 to 1e-2 on the mirrored task (pretrain on 5-9, transfer to 0-4,
+eight other seeds): those of both transfers by the accuracy of the two-fit recipe, that of training
+from scratch by its own, which gave the head's. The demo's test images had no part in it.
 """
 
 import time
@@ -21,11 +22,11 @@ from keras_freeze.demo.models import build_base, build_model, compile_model
 Weights: TypeAlias = list[NDArray[np.float32]]
 History: TypeAlias = dict[str, list[float]]
 
-EPOCHS = 40
-FINE_TUNE_AT = 20
-WHOLE_BASE_AT = 30
+EPOCHS = 24
+FINE_TUNE_AT = 12
+WHOLE_BASE_AT = 18
 HEAD_RATE = 3e-3
-FINE_TUNE_RATE = 3e-4
+FINE_TUNE_RATE = 1e-3
 BATCH_SIZE = 10
 
 
@@ -70,7 +71,7 @@ def pretrain(examples: Examples, seed: int) -> Weights:
     model = build_model(base)
     compile_model(model, learning_rate=1e-3)
     # 901 images are 17 batches of 53: JAX would compile again for a smaller last batch.
-    model.fit(*examples, batch_size=53, epochs=12, verbose=0)
+    model.fit(*examples, batch_size=53, epochs=10, verbose=0)
     weights: Weights = base.get_weights()
     return weights
 
@@ -80,7 +81,7 @@ def one_fit(weights: Weights, task: Task, verbose: int) -> list[History]:
     model = build_model(_pretrained(weights))
     compile_model(model, HEAD_RATE)
     stages = [
-        Stage(FINE_TUNE_AT, "block3_*", learning_rate=FINE_TUNE_RATE, name="block3"),
+        Stage(FINE_TUNE_AT, "block3_conv:", learning_rate=FINE_TUNE_RATE, name="block3"),
         Stage(WHOLE_BASE_AT, "all", learning_rate=FINE_TUNE_RATE, name="whole base"),
     ]
     callbacks = [FreezeBase("base", verbose=verbose), GradualUnfreeze(stages, verbose=verbose)]

@@ -68,13 +68,13 @@ def save_plot(results: Sequence[Result], output: Path) -> None:
         output: The image to write; its suffix is the format.
     """
     # A bare Figure draws with Agg and leaves the caller's pyplot backend as it was.
-    figure = load_extra("matplotlib.figure").Figure(figsize=(10, 4.4), layout="constrained")
+    figure = load_extra("matplotlib.figure").Figure(figsize=(10, 4.6), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    _draw_panel(accuracy, results, "val_accuracy", "accuracy on the test images")
-    _draw_panel(loss, results, "loss", "training loss")
+    _draw_panel(accuracy, results, "val_accuracy", "Accuracy on the test images")
+    _draw_panel(loss, results, "loss", "Training loss")
+    accuracy.set_ylim(0.5, 1.0)  # the first epochs, near chance, would flatten all others
     loss.set_yscale("log")
-    accuracy.set_ylim(top=1.0)
-    accuracy.legend(loc="lower right", framealpha=1.0)
+    figure.legend(handles=accuracy.get_lines()[: len(METHODS)], loc="outside lower center", ncols=3)
     figure.savefig(output, dpi=130)
 
 
@@ -86,24 +86,20 @@ def _draw_panel(axes: Any, results: Sequence[Result], key: str, title: str) -> N
         color = STYLES[name]["color"]
         axes.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.12)
     _draw_stages(axes, _of(results, ONE_FIT)[0].history)
-    axes.set(title=title, xlabel="epoch")
+    axes.set_title(title, pad=30)  # the stages' labels stand between title and frame
+    axes.set(xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
     axes.grid(alpha=0.25)
 
 
 def _draw_stages(axes: Any, history: History) -> None:
-    shown = None
-    for epoch, (stage, params) in enumerate(
-        zip(history["stage"], history["trainable_params"], strict=True)
-    ):
-        if stage == shown:
-            continue
-        shown = stage
+    stages = np.array(history["stage"])
+    for epoch in [0, *(np.flatnonzero(np.diff(stages)) + 1)]:
         axes.axvline(epoch + 0.5, color="black", linewidth=0.8, alpha=0.6)
         axes.annotate(
-            f"stage {stage:.0f}\n{params:,.0f}\nparameters",
-            (epoch + 0.5, 0.5),
+            f"stage {stages[epoch]:.0f}\n{history['trainable_params'][epoch]:,.0f} trainable",
+            (epoch + 0.5, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(4, 0),
+            xytext=(0, 4),
             textcoords="offset points",
             fontsize=8,
         )
