@@ -16,14 +16,15 @@ def load_extra(module: str) -> Any:
     Raises:
         ImportError: If the package is not installed.
     """
+    package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        importlib.import_module(package)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
         if error.name != package:
-            raise  # installed, but something below it is missing: say that instead
+            raise  # installed, but something it needs is missing: let that be said instead
         raise ImportError(
             f"The demo needs `{package}`, which is not installed. "
             'Run: pip install "keras_freeze[demo]"',
             name=package,
         ) from error
+    return importlib.import_module(module)

@@ -82,8 +82,7 @@ def _update(
     groups = _groups(optimizer, births, list(variables))
     products = _Products(optimizer) if isinstance(optimizer, keras.optimizers.Nadam) else None
     for birth, indices in groups.items():
-        scale = _window_scale(optimizer, birth)
-        own_grads = [grads[i] if scale is None else grads[i] * scale for i in indices]
+        own_grads = _mean_over_seen(optimizer, birth, [grads[i] for i in indices])
         with _shifted(optimizer, birth):
             if products is not None:
                 products.before_update()
@@ -135,16 +134,16 @@ def _shifted(optimizer: Optimizer, birth: int) -> Iterator[None]:
         yield
 
 
-def _window_scale(optimizer: Optimizer, birth: int) -> Tensor | None:
+def _mean_over_seen(optimizer: Optimizer, birth: int, grads: list[Tensor]) -> list[Tensor]:
     """Makes the first accumulated gradient a mean over the steps that the variable has seen.
 
     Keras divides by the whole window; a variable thawed inside one has summed fewer gradients.
     """
     steps = optimizer.gradient_accumulation_steps or 1
     if not birth % steps:
-        return None
+        return grads
     seen = keras.ops.minimum(optimizer._iterations - birth + 1, steps)
-    return steps / keras.ops.cast(seen, keras.backend.floatx())
+    return [grad * (steps / keras.ops.cast(seen, grad.dtype)) for grad in grads]
 
 
 class _Products:
