@@ -25,11 +25,28 @@ class FreezeError(ValueError):
 
 
 class ScheduleError(FreezeError):
-    """A schedule, or one of its stages, that can't be meant."""
+    """A schedule, or one of its stages, that can't be meant.
+
+    Examples:
+        >>> Schedule({-1: "block5_*"})
+        Traceback (most recent call last):
+        ...
+        keras_freeze.errors.ScheduleError: `at` must be an epoch >= 0, counted from 0. \
+Received: at=-1
+    """
 
 
 class LayerMatchError(FreezeError):
-    """A selector or a base that matches no layer."""
+    """A selector or a base that matches no layer.
+
+    Examples:
+        >>> model = keras.Sequential([keras.layers.Dense(1, name="head")], name="model")
+        >>> select_layers(model, "haed")
+        Traceback (most recent call last):
+        ...
+        keras_freeze.errors.LayerMatchError: `selector`: no layer of 'model' matches 'haed'. \
+Closest names: 'head'. Received: 'haed'
+    """
 
 
 def closest(received: object, choices: Iterable[str]) -> str:

@@ -22,12 +22,11 @@ from keras_freeze.callbacks.plan import (
     warn_of_untrained_head,
 )
 from keras_freeze.errors import FreezeError, ScheduleError
-from keras_freeze.graph.tree import own_variables
+from keras_freeze.graph.tree import count_params, own_variables
 from keras_freeze.report.lines import StageReport
 from keras_freeze.training import ages, functions, loop, optimizer, rates
 from keras_freeze.training.trainable import (
     apply_flags,
-    count_params,
     differ,
     flags_of,
     open_containers,
@@ -108,7 +107,7 @@ class Conductor:
         _check_optimizer(model)
         self.callback_list = callback_list
         self.model = model
-        ours = [c for c in callback_list.callbacks if isinstance(c, Participant)]
+        ours = [c for c in loop.all_callbacks(callback_list) if isinstance(c, Participant)]
         self.freezing = [c for c in ours if c.role == "freeze"]
         self.gradual: Any = _at_most_one([c for c in ours if c.role == "schedule"])
         self.recompile: Any = _at_most_one([c for c in ours if c.role == "watch"])

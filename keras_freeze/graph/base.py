@@ -10,7 +10,7 @@ import keras
 
 from keras_freeze.errors import LayerMatchError
 from keras_freeze.graph.selectors import Scope, select
-from keras_freeze.graph.tree import Layer, LayerTree, children
+from keras_freeze.graph.tree import Layer, LayerTree, children, count_params
 
 # Two nested models of about the same size: neither is clearly "the" base.
 ABOUT_AS_LARGE = 0.8
@@ -89,9 +89,7 @@ def _guess(tree: LayerTree) -> Base:
     if isinstance(backbone, keras.layers.Layer) and backbone in tree:
         return _from_layer(tree, backbone)
     nested = [
-        layer
-        for layer in children(tree.root)
-        if isinstance(layer, keras.Model) and layer.count_params() > 0
+        layer for layer in children(tree.root) if isinstance(layer, keras.Model) and layer.weights
     ]
     if nested:
         return _from_layer(tree, _largest(tree, nested))
@@ -100,9 +98,11 @@ def _guess(tree: LayerTree) -> Base:
 
 def _largest(tree: LayerTree, nested: list[Layer]) -> Layer:
     """The largest nested model, unless another is about as large."""
-    nested = sorted(nested, key=lambda layer: -int(layer.count_params()))
-    if len(nested) > 1 and nested[1].count_params() >= ABOUT_AS_LARGE * nested[0].count_params():
-        listed = ", ".join(f"{layer.name!r} ({layer.count_params():,} params)" for layer in nested)
+    nested = sorted(nested, key=lambda layer: -count_params(layer.weights))
+    sizes = [count_params(layer.weights) for layer in nested]
+    if len(nested) > 1 and sizes[1] >= ABOUT_AS_LARGE * sizes[0]:
+        sized = zip(nested, sizes, strict=True)
+        listed = ", ".join(f"{layer.name!r} ({size:,} params)" for layer, size in sized)
         names = [layer.name for layer in nested]
         raise LayerMatchError(
             f"`base` must be given: more than one nested model of {tree.root.name!r} could be it: "

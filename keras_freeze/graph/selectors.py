@@ -141,6 +141,11 @@ def check_selector(selector: Any, where: str) -> None:
             check_selector(item, where)
     elif isinstance(selector, str) and selector.strip():
         _check_text(selector.removeprefix("!"), where)
+    elif isinstance(selector, type):
+        raise LayerMatchError(
+            f"{where}: a class is no selector. Write a function: "
+            f"lambda layer: isinstance(layer, {selector.__name__}). Received: {selector!r}"
+        )
     elif not (isinstance(selector, keras.layers.Layer) or callable(selector)):
         raise LayerMatchError(
             f"{where} must be a layer's name, a pattern such as 'block5_*' or 'block5_conv1:', a "
@@ -190,7 +195,7 @@ def _matches(scope: Scope, item: Any, where: str) -> list[Layer]:
     if item == "all":
         return scope.leaves
     if PERCENT.fullmatch(item):
-        return _last_share(scope, float(item.strip().rstrip("%")) / 100)
+        return _last_share(scope, item, where)
     if ":" in item:
         return _slice(scope, item, where)
     return _below(
@@ -258,9 +263,15 @@ def _index(scope: Scope, index: int, item: str, where: str) -> int:
     return index + count if index < 0 else index
 
 
-def _last_share(scope: Scope, share: float) -> list[Layer]:
-    """The last `share` of the layers with weights, from the nearest block start on."""
+def _last_share(scope: Scope, item: str, where: str) -> list[Layer]:
+    """The last share of the layers with weights, from the nearest block start on."""
+    share = float(item.strip().rstrip("%")) / 100
     weighted = [bool(leaf.weights) for leaf in scope.indexed]
+    if not any(weighted):
+        raise LayerMatchError(
+            f"{where}: a share counts layers with weights, and {scope.tree.root.name!r} has none. "
+            f"Is it built? Received: {item!r}"
+        )
     wanted = max(1, math.floor(share * sum(weighted) + 0.5))
     candidates = [p for p in _starts_in(scope) if any(weighted[p:])]
     # Equally near: thaw less. Same layers with weights: cut as late as possible.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import weakref
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -27,7 +29,25 @@ def own_variables(layer: Layer) -> list[Any]:
 
 def is_leaf(layer: Layer) -> bool:
     """True for a layer that is frozen and thawed as one: no sublayers, or weights of its own."""
-    return not children(layer) or bool(own_variables(layer))
+    return bool(own_variables(layer)) or not (children(layer) or isinstance(layer, keras.Model))
+
+
+def count_params(variables: Iterable[Any]) -> int:
+    """Returns the number of scalars in `variables`."""
+    return sum(math.prod(int(length) for length in variable.shape) for variable in variables)
+
+
+# A Keras layer doesn't know the containers it is in. Those that were read are remembered, weakly,
+# so that thawing a selected leaf can open them, and freezing the last one can close them.
+_CONTAINERS: weakref.WeakKeyDictionary[Layer, weakref.WeakSet[Layer]] = weakref.WeakKeyDictionary()
+
+
+def known_containers(layer: Layer) -> dict[int, Layer]:
+    """Returns the containers above `layer` in any tree that was read, by id."""
+    found: dict[int, Layer] = {}
+    for parent in list(_CONTAINERS.get(layer, ())):
+        found |= {id(parent): parent, **known_containers(parent)}
+    return found
 
 
 class LayerTree:
@@ -43,7 +63,6 @@ class LayerTree:
         self.leaves: list[Layer] = []
         self._layers: dict[int, Layer] = {}
         self._paths: dict[int, list[str]] = {}
-        self._parents: dict[int, list[Layer]] = {}
         self._below: dict[int, dict[int, Layer]] = {}
         self._read(root, ())
 
@@ -55,18 +74,14 @@ class LayerTree:
         below = self._below.setdefault(id(layer), {})
         if is_leaf(layer) and not known:
             self.leaves.append(layer)
-            below[id(layer)] = layer
+            if not isinstance(layer, keras.layers.InputLayer):
+                below[id(layer)] = layer
         for child in children(layer):
-            self._add_parent(child, layer)
+            _CONTAINERS.setdefault(child, weakref.WeakSet()).add(layer)
             found = self._read(child, (*names, child.name))
             if not known:
                 below.update(found)
         return below
-
-    def _add_parent(self, child: Layer, parent: Layer) -> None:
-        parents = self._parents.setdefault(id(child), [])
-        if not _holds(parents, parent):
-            parents.append(parent)
 
     def __contains__(self, layer: Layer) -> bool:
         return id(layer) in self._layers
@@ -84,19 +99,5 @@ class LayerTree:
         return found
 
     def below(self, layer: Layer) -> list[Layer]:
-        """Returns the leaves at or below `layer`, in execution order."""
+        """Returns the leaves at or below `layer` in execution order, without `InputLayer`s."""
         return list(self._below[id(layer)].values())
-
-    def ancestors(self, layer: Layer) -> list[Layer]:
-        """Returns every container above `layer`, nearest first."""
-        found: list[Layer] = []
-        for parent in self._parents.get(id(layer), []):
-            for candidate in (parent, *self.ancestors(parent)):
-                if not _holds(found, candidate):
-                    found.append(candidate)
-        return found
-
-
-def _holds(layers: list[Layer], layer: Layer) -> bool:
-    """Membership by identity: a user's layer may define `__eq__`."""
-    return any(candidate is layer for candidate in layers)

@@ -22,17 +22,31 @@ BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "
 
 
 def running_callbacks(callback: Any) -> Any:
-    """Returns the `keras.callbacks.CallbackList` that is calling `callback`."""
+    """Returns the `keras.callbacks.CallbackList` of the `fit` that is calling `callback`.
+
+    A list inside a list is passed over: the logs of the outer one are those that `fit` made.
+    """
+    found = None
     frame = inspect.currentframe()
-    while frame is not None:
+    while frame is not None and not isinstance(frame.f_locals.get("self"), keras.Model):
         owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.callbacks.CallbackList):
-            return owner
+        found = owner if isinstance(owner, keras.callbacks.CallbackList) else found
         frame = frame.f_back
+    if found is not None:
+        return found
     raise FreezeError(
         f"{type(callback).__name__} works inside `model.fit(..., callbacks=[...])`, or in a "
         "`keras.callbacks.CallbackList`. It was called without one."
     )
+
+
+def all_callbacks(callback_list: Any) -> list[Any]:
+    """Returns the callbacks of a list and of the lists inside it."""
+    found = []
+    for callback in callback_list.callbacks:
+        inner = isinstance(callback, keras.callbacks.CallbackList)
+        found += all_callbacks(callback) if inner else [callback]
+    return found
 
 
 def enclose(callback_list: Any, first: Any, last: Any) -> None:
@@ -54,7 +68,7 @@ def others_act_on_batches(callback_list: Any, known: tuple[type, ...]) -> bool:
     """True if a callback that isn't of a `known` type has batch hooks."""
     return any(
         _overrides(callback, hook)
-        for callback in callback_list.callbacks
+        for callback in all_callbacks(callback_list)
         if not isinstance(callback, known)
         for hook in BATCH_HOOKS
     )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from keras_freeze.errors import LayerMatchError, check_choice
-from keras_freeze.graph.tree import Layer, LayerTree, own_variables
+from keras_freeze.graph.tree import Layer, LayerTree, known_containers, own_variables
 
 BATCH_NORM = ("freeze", "train")
-
-# A Keras layer doesn't know the containers it is in. Those that `freeze` has seen are remembered
-# here (weakly), so that thawing a leaf later can open them too.
-_CONTAINERS: weakref.WeakKeyDictionary[Layer, weakref.WeakSet[Layer]] = weakref.WeakKeyDictionary()
 
 
 def freeze(layers: Any, batch_norm: str = "freeze") -> None:
@@ -79,21 +74,13 @@ def _set_all(layers: Any, trainable: bool, batch_norm: str = "freeze") -> None:
     leaves = [leaf for tree in trees for leaf in tree.leaves]
     if trainable:
         check_not_only_batch_norm(leaves, batch_norm, "`layers`")
+    containers: dict[int, Layer] = {}
     for tree in trees:
-        _remember_containers(tree)
         apply_flags(tree, {id(f): trainable and may_thaw(f, batch_norm) for f in tree.leaves})
-        _open_containers_above(tree.root)
-
-
-def _remember_containers(tree: LayerTree) -> None:
-    for layer in tree:
-        if layer is not tree.root:
-            _CONTAINERS.setdefault(layer, weakref.WeakSet()).update(tree.ancestors(layer))
-
-
-def _open_containers_above(layer: Layer) -> None:
-    for container in list(_CONTAINERS.get(layer, ())):
-        _set_own_flag(container, any(leaf.trainable for leaf in LayerTree(container).leaves))
+        containers |= known_containers(tree.root)
+    for container in containers.values():
+        below = LayerTree(container).below(container)
+        _set_own_flag(container, any(leaf.trainable for leaf in below))
 
 
 def is_batch_norm(layer: Layer) -> bool:
@@ -163,14 +150,3 @@ def flags_of(tree: LayerTree) -> dict[int, bool]:
 def differ(before: Mapping[int, bool], after: Mapping[int, bool]) -> bool:
     """True if a flag changed; a variable that a layer has built meanwhile is no change."""
     return any(before.get(key, flag) != flag for key, flag in after.items())
-
-
-def count_params(variables: Iterable[Any]) -> int:
-    """Returns the number of scalars in `variables`."""
-    total = 0
-    for variable in variables:
-        size = 1
-        for length in variable.shape:
-            size *= int(length)
-        total += size
-    return total
