@@ -21,11 +21,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(autouse=True)
-def _fresh_session():
-    """Each test starts from the same seed and leaves no layers behind."""
+def _same_seed():
+    """Each test starts from the same seed. (`clear_session` collects garbage: 0.3 s a test.)"""
     keras.utils.set_random_seed(0)
-    yield
-    keras.backend.clear_session()
 
 
 def pytest_report_header() -> str:

@@ -1,0 +1,250 @@
+"""RecompileOnTrainableChange: what other callbacks change counts from the next step on (C10)."""
+
+import gc
+import itertools
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange
+from tests.builders import L, assert_equal, changed, compiled, data, layer, nested, weights
+
+BATCHES = 3
+# Without a hook at the end of a batch, Keras may call those in another thread.
+ASYNC_HOOKS = ["on_train_batch_begin", "on_epoch_begin", "on_test_batch_begin", "on_epoch_end"]
+SYNC_HOOKS = ["on_train_batch_end", "on_test_batch_end", "on_test_begin", "on_test_end"]
+
+
+def on(hook, action, calls=None):
+    """A callback that overrides one hook alone: `action(index)`, in some of its calls.
+
+    It doesn't read `self.model`, which on JAX gives the variables their values back.
+    """
+    callback, counter = keras.callbacks.Callback(), itertools.count()
+
+    def run(*args, **_):
+        if calls is None or next(counter) in calls:
+            action(*args[:1])
+
+    setattr(callback, hook, run)
+    return callback
+
+
+class Twins(keras.Model):
+    """A functional model that keeps count of the train functions it makes."""
+
+    def make_train_function(self, force=False):
+        super().make_train_function(force=force)
+        vars(self).setdefault("made", weakref.WeakSet()).add(self.train_function)
+
+
+def twins(rate):
+    """Two layers of equal shape, of which the second is frozen; and a head."""
+    inputs = keras.Input((6,))
+    hidden = L.Dense(6, activation="tanh", name="b")(L.Dense(6, name="a")(inputs))
+    model = Twins(inputs, L.Dense(1, name="head")(hidden))
+    layer(model, "b").trainable = False
+    model.compile(keras.optimizers.SGD(rate), "mse")
+    return model
+
+
+def swap(model):
+    for name in ("a", "b"):
+        layer(model, name).trainable = not layer(model, name).trainable
+
+
+def fit(model, *callbacks, epochs=3, **kwargs):
+    x, y = data(8 * BATCHES)
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    return model.fit(x, y, epochs=epochs, callbacks=[*callbacks], **(options | kwargs)).history
+
+
+def watch(**kwargs):
+    return RecompileOnTrainableChange(verbose=0, **kwargs)
+
+
+@pytest.mark.parametrize("hooks", [ASYNC_HOOKS, SYNC_HOOKS], ids=["async", "sync"])
+def test_no_value_is_ever_assigned_to_another_weight(hooks):
+    """At a learning rate of 0 nothing may change, whoever holds which position (F3).
+
+    Each epoch has a change in another hook, within the epoch if it is one of a batch; the loss of
+    the epoch is then that of all its steps, those before the change included.
+    """
+    x, y = data(8 * BATCHES)
+    model = twins(rate=0.0)
+    before, loss = weights(model), model.evaluate(x, y, batch_size=8, verbose=0)
+    changes = [
+        on(hook, lambda *_: swap(model), [epoch * BATCHES + 1 if "batch" in hook else epoch])
+        for epoch, hook in enumerate(hooks, start=1)
+    ]
+    callbacks = [*changes[::2], watch(), *changes[1::2]]
+    history = fit(model, *callbacks, epochs=len(hooks) + 2, validation_data=(x, y))
+    assert_equal(before, weights(model))
+    for key in ("loss", "val_loss"):
+        seen = dict(zip(["none", *hooks, "none any more"], history[key], strict=True))
+        assert seen == {hook: pytest.approx(loss, rel=1e-5) for hook in seen}, key
+    assert history["stage"][-1] == len(hooks)
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_end"])
+def test_change_behind_the_last_step(hook):
+    """No step follows, yet evaluate is that of the new flags (F3)."""
+    x, y = data(8 * BATCHES)
+    model = twins(rate=0.0)
+    loss = model.evaluate(x, y, verbose=0)
+    fit(model, on(hook, lambda *_: swap(model)), watch(), epochs=1)
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(loss, rel=1e-5)
+
+
+def test_old_functions_may_live_on():
+    """JAX gives a function the trace of an equal one, as long as that one is alive (F3)."""
+    x, y = data(8 * BATCHES)
+    model, held = twins(rate=0.0), []
+    loss = model.evaluate(x, y, batch_size=8, verbose=0)
+    hold = on(
+        "on_epoch_end", lambda epoch: held.append((model.train_function, model.test_function))
+    )
+    change = on("on_epoch_begin", lambda epoch: swap(model))
+    history = fit(model, hold, change, watch(), epochs=2, validation_data=(x, y))
+    assert history["loss"] == pytest.approx([loss, loss], rel=1e-5)
+    assert history["val_loss"] == pytest.approx([loss, loss], rel=1e-5)
+
+
+class Moves(keras.callbacks.Callback):
+    """Which layers each step moved."""
+
+    def on_train_begin(self, logs=None):
+        self.steps = []
+        self.last = weights(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = weights(self.model)  # `self.model` gives the variables their values on JAX
+        self.steps.append("".join(sorted(changed(self.last, now) - {"head"})))
+        self.last = now
+
+
+@pytest.mark.parametrize(("place", "via"), [("before", "self.model"), ("after", "closure")])
+def test_takes_effect_at_the_next_step(place, via):
+    model, moves, ours = twins(rate=0.1), Moves(), watch()
+    action = lambda *_: swap(moves.model if via == "self.model" else model)  # noqa: E731
+    changes = [
+        on("on_train_batch_begin", action, calls=[1]),  # epoch 0: before its second step
+        on("on_train_batch_end", action, calls=[1]),  # and behind it
+        on("on_epoch_begin", action, calls=[1]),
+        on("on_epoch_end", action, calls=[1]),
+    ]
+    callbacks = [*changes, ours, moves] if place == "before" else [ours, *changes, moves]
+    history = fit(model, *callbacks)
+    assert moves.steps == ["a", "b", "a", *"bbb", *"aaa"]
+    assert history["stage"] == [2, 3, 4]
+
+
+def test_no_change_is_no_rebuild():
+    """Neither a flag that is changed and changed back, nor one that is set to what it is."""
+    model = twins(rate=0.1)
+
+    def touch(epoch):
+        layer(model, "b").trainable = epoch == 1
+        layer(model, "b").trainable = False
+
+    assert fit(model, watch(), on("on_epoch_begin", touch))["stage"] == [0, 0, 0]
+    assert len(model.made) == 1
+
+
+def test_each_toggle_is_one_rebuild_and_leaves_nothing_behind():
+    model = twins(rate=0.1)
+    sizes = []
+    toggle = on("on_epoch_begin", lambda *_: swap(model))
+    look = on("on_epoch_end", lambda *_: sizes.append(len(model.optimizer.variables)))
+    assert fit(model, toggle, watch(), look, epochs=5)["stage"] == [1, 2, 3, 4, 5]
+    assert len(set(sizes)) == 1
+    gc.collect()
+    assert len(model.made) <= 2
+
+
+def test_stop_training_survives():
+    model, moves = twins(rate=0.1), Moves()
+
+    def stop_and_swap(batch):
+        model.stop_training = True
+        swap(model)
+
+    history = fit(model, watch(), on("on_train_batch_end", stop_and_swap, calls=[1]), moves)
+    assert moves.steps == ["a", "a"]
+    assert len(history["loss"]) == 1
+
+
+def test_child_of_a_frozen_parent(tmp_path):
+    """Only the leaf that was thawed moves, and saving keeps it so."""
+    model = nested()
+    model.get_layer("base").trainable = False
+    compiled(model, keras.optimizers.SGD(0.1))
+    before = weights(model)
+    thaw = on("on_epoch_begin", lambda *_: setattr(layer(model, "b3"), "trainable", True))
+    history = fit(model, thaw, watch(), epochs=2)
+    assert changed(before, weights(model)) == {"b3", "head"}
+    assert history["trainable_params"] == [9 + 72, 9 + 72]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    paths = [variable.path for variable in model.trainable_variables]
+    assert [variable.path for variable in loaded.trainable_variables] == paths
+
+
+def test_everything_frozen_is_a_warning():
+    model, moves = twins(rate=0.1), Moves()
+    freeze = on("on_epoch_begin", lambda epoch: setattr(model, "trainable", epoch > 1), [1, 2])
+    with pytest.warns(UserWarning, match="nothing trainable"):
+        history = fit(model, freeze, watch(), moves)
+    assert moves.steps == [*["a"] * BATCHES, *[""] * BATCHES, *["ab"] * BATCHES]
+    assert history["trainable_params"] == [49, 0, 91]
+
+
+def test_beside_a_schedule():
+    """Changes outside the base count; the stages keep their numbers."""
+    model = compiled(nested(), keras.optimizers.SGD(0.1))
+    head = model.get_layer("head")
+    others = on("on_epoch_begin", lambda epoch: setattr(head, "trainable", epoch != 2))
+    snapshots = [weights(model)]
+    keep = on("on_epoch_end", lambda epoch: snapshots.append(weights(model)))
+    stages = GradualUnfreeze({1: "b3"}, verbose=0)
+    history = fit(model, others, watch(), stages, FreezeBase(), keep, epochs=4)
+    moved = [changed(a, b) for a, b in itertools.pairwise(snapshots)]
+    assert moved == [{"head"}, {"b3", "head"}, {"b3"}, {"b3", "head"}]
+    assert history["stage"] == [0, 1, 1, 1]
+    assert history["trainable_params"] == [9, 81, 72, 81]
+
+
+def with_momentum(model):
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    return model
+
+
+def test_reset_equals_two_fits():
+    """As `compile` with a fresh optimizer and `fit` would do it, to the bit."""
+    model, by_hand = with_momentum(twins(rate=0.1)), with_momentum(twins(rate=0.1))
+    by_hand.set_weights(model.get_weights())
+    change = on("on_epoch_begin", lambda epoch: swap(model), calls=[1])
+    ours = fit(model, change, watch(optimizer="reset"), epochs=2)
+    losses = fit(by_hand, epochs=1)["loss"]
+    swap(by_hand)
+    losses += fit(with_momentum(by_hand), epochs=1)["loss"]
+    assert ours["loss"] == losses
+    assert_equal(weights(model), weights(by_hand))
+
+
+def test_carry_keeps_the_slots_of_what_stays():
+    """A change of the body leaves the head's moments alone."""
+    model, moments = with_momentum(twins(rate=0.1)), []
+
+    def look(index):
+        paths = [variable.path for variable in model.trainable_variables]
+        moment = model.optimizer.momentums[paths.index("head/kernel")]
+        moments.append(np.array(keras.ops.convert_to_numpy(moment)))
+
+    fit(model, on("on_epoch_end", look), epochs=1)
+    change = on("on_epoch_begin", lambda epoch: swap(model))
+    fit(model, change, watch(), on("on_train_batch_begin", look, calls=[0]), epochs=1)
+    np.testing.assert_array_equal(*moments)
+    assert np.any(moments[0])

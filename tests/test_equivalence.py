@@ -1,0 +1,207 @@
+"""C1: with optimizer="reset" one `fit` equals `compile` and `fit` for each stage, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_freeze import FreezeBase, GradualUnfreeze, Stage
+from tests import builders
+from tests.reference.search import examples
+from tests.reference.two_fits import Part, fit_by_hand, parts
+
+LAYERS = ["b1", "bn", "drop", "b2", "b3", "head"]
+WEIGHTED = {"b1", "bn", "b2", "b3", "head"}
+EPOCHS = 4
+HALVING = keras.optimizers.schedules.ExponentialDecay(2.0**-5, 2, 0.5)
+Result = tuple[dict[str, Any], dict[str, list[float]]]
+Make = Callable[[Any], keras.optimizers.Optimizer]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The base is thawed",  # a stage at epoch 0
+    "ignore:.* changes no layer",  # a stage that names what is already so
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run.
+
+    Attributes:
+        stages: their selectors are lists of names, or None.
+        batch_norm: the policy.
+        kind: of the model.
+        rows: of the data; 4 are a batch.
+        validated: whether there is validation data.
+        initial_epoch: as in `fit`.
+        eager: whether the steps run without being traced, which is faster for few of them.
+        extras: whether there are a BatchNormalization and a Dropout.
+        make: makes the optimizer, given a rate.
+        loss: as in `compile`.
+    """
+
+    stages: list[Stage]
+    batch_norm: str = "freeze"
+    kind: str = "nested"
+    rows: int = 8
+    validated: bool = False
+    initial_epoch: int = 0
+    eager: bool = False
+    extras: bool = True
+    make: Make = keras.optimizers.Adam
+    loss: Any = "mse"
+
+    def new_model(self) -> keras.Model:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(7)
+        return builders.KINDS[self.kind](extras=self.extras)
+
+    def compile(self, model: keras.Model, rate: Any = None) -> None:
+        """Compiles with a fresh optimizer; None is the rate that a user compiled."""
+        optimizer = self.make(builders.RATE if rate is None else rate)
+        model.compile(optimizer, self.loss, metrics=["mae"], run_eagerly=self.eager)
+
+    def fit_arguments(self) -> dict[str, Any]:
+        validation = builders.data(6, seed=1) if self.validated else None
+        return {"batch_size": 4, "shuffle": False, "validation_data": validation}
+
+    def parts(self) -> list[Part]:
+        """The base is frozen; the head begins as what the first stage that names it changes."""
+        first = {"head"}
+        for stage in reversed(self.stages):
+            if "head" in (*(stage.unfreeze or ()), *(stage.freeze or ())):
+                first = {"head"} & {*(stage.freeze or ())}
+        return list(parts(self.stages, first, EPOCHS))
+
+
+class Reseed(keras.callbacks.Callback):
+    """On PyTorch a Dropout draws from the global generator, as does Keras at the start of a fit."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        keras.utils.set_random_seed(epoch)
+
+
+def in_one_fit(case: Case) -> Result:
+    """The weights and the history of one fit with our callbacks."""
+    model = case.new_model()
+    case.compile(model)
+    thaw = GradualUnfreeze(case.stages, optimizer="reset", batch_norm=case.batch_norm, verbose=0)
+    callbacks = [FreezeBase(batch_norm=case.batch_norm), thaw, Reseed()]
+    times = {"initial_epoch": case.initial_epoch, "epochs": EPOCHS, "verbose": 0}
+    data = builders.data(case.rows)
+    history = model.fit(*data, callbacks=callbacks, **times, **case.fit_arguments()).history
+    return builders.weights(model), history
+
+
+def by_hand(case: Case) -> Result:
+    """The weights and the history of a fit for each stage."""
+    model, run = case.new_model(), [part.since(case.initial_epoch) for part in case.parts()]
+    data, arguments = builders.data(case.rows), case.fit_arguments()
+    history = fit_by_hand(model, LAYERS, run, case.compile, [Reseed()], *data, **arguments)
+    return builders.weights(model), history
+
+
+def check(case: Case) -> None:
+    weights, history = in_one_fit(case)
+    expected_weights, expected_history = by_hand(case)
+    assert history == expected_history
+    builders.assert_equal(weights, expected_weights)
+
+
+@st.composite
+def stage_at(draw: st.DrawFn, epoch: int, policy: str) -> Stage:
+    names = [name for name in LAYERS if policy == "train" or name != "bn"]
+    thawed = draw(st.lists(st.sampled_from(names), unique=True, max_size=3))
+    others = [name for name in LAYERS if name not in thawed]
+    frozen = draw(st.lists(st.sampled_from(others), unique=True, max_size=3))
+    rate = draw(st.none() | st.sampled_from([2.0**-5, 2.0**-8]))
+    return Stage(epoch, thawed or None, frozen or None, learning_rate=rate, name="drawn")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    policy = draw(st.sampled_from(["freeze", "train"]))
+    epochs = draw(st.lists(st.integers(0, EPOCHS - 1), unique=True, min_size=1, max_size=3))
+    return Case(
+        [draw(stage_at(epoch, policy)) for epoch in sorted(epochs)],
+        policy,
+        kind=draw(st.sampled_from(sorted(builders.KINDS))),
+        rows=draw(st.sampled_from([8, 10])),
+        validated=draw(st.booleans()),
+        initial_epoch=draw(st.sampled_from([0, 0, 0, 2])),
+        eager=draw(st.sampled_from([True, True, True, False])),
+    )
+
+
+def always_trains(case: Case) -> bool:
+    """A stage without trainable weights, if only before the first, is an error."""
+    return all(part.trainable & WEIGHTED for part in case.parts())
+
+
+@given(case=cases().filter(always_trains))
+@examples(8)
+def test_one_fit_equals_a_fit_for_each_stage(case):
+    check(case)
+
+
+def loss_scale(rate):
+    return keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(rate), initial_scale=8.0, dynamic_growth_steps=3
+    )
+
+
+def multi(rate):
+    head = keras.optimizers.SGD(rate, momentum=0.5, name="head")
+    rest = keras.optimizers.Adam(rate, name="rest")
+    mapped = keras.optimizers.OptimizerMap(rest, {"head/.*": head})
+    return keras.optimizers.MultiOptimizer(mapped)
+
+
+MAKES = {
+    "moving averages": lambda rate: keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.5),
+    "schedule": lambda rate: keras.optimizers.Adam(HALVING if rate == builders.RATE else rate),
+    "momentum": lambda rate: keras.optimizers.SGD(rate, momentum=0.5, nesterov=True),
+    "Nadam": keras.optimizers.Nadam,
+    "clipping and decay": lambda rate: keras.optimizers.AdamW(rate, global_clipnorm=2.0**-4),
+    "accumulation": lambda rate: keras.optimizers.Adam(rate, gradient_accumulation_steps=3),
+    "loss scale": loss_scale,
+}
+
+
+def with_a_schedule(**kwargs) -> Case:
+    """A stage with a LearningRateSchedule, one with a float, and one with the compiled rate."""
+    stages = [
+        Stage(1, ["b3"], learning_rate=HALVING),
+        Stage(2, ["b2"], learning_rate=2.0**-7),
+        Stage(3, ["b1"], ["b3"]),
+    ]
+    return Case(stages, extras=False, **kwargs)
+
+
+@pytest.mark.parametrize("name", MAKES)
+def test_holds_for_optimizers_with_a_state_of_their_own(name):
+    check(with_a_schedule(make=MAKES[name], eager=name not in ("accumulation", "loss scale")))
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="Keras >= 3.15")
+def test_holds_for_several_optimizers():
+    check(with_a_schedule(make=multi))
+
+
+def test_holds_for_half_precision():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")  # `compile` wraps a LossScaleOptimizer around
+    try:
+        check(with_a_schedule())
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def test_keeps_a_loss_that_cannot_be_serialized():
+    check(with_a_schedule(loss=lambda y, p: keras.ops.mean((y - p) ** 4, -1), eager=True))

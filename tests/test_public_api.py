@@ -1,0 +1,81 @@
+"""The names that users import, and the examples that they read."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import keras
+import numpy as np
+import pytest
+
+import keras_freeze
+
+NAMES = [
+    "FreezeBase",
+    "FreezeError",
+    "GradualUnfreeze",
+    "LayerMatchError",
+    "RecompileOnTrainableChange",
+    "Schedule",
+    "ScheduleError",
+    "Stage",
+    "freeze",
+    "select_layers",
+    "unfreeze",
+]
+PUBLIC = {name: getattr(keras_freeze, name) for name in NAMES}
+
+
+def modules() -> list:
+    found = pkgutil.walk_packages(keras_freeze.__path__, "keras_freeze.")
+    names = [each.name for each in found if not each.name.endswith("__main__")]
+    return [keras_freeze, *map(importlib.import_module, names)]
+
+
+def examples() -> list[doctest.DocTest]:
+    """Examples of public names see what a user has imported; others see their module too."""
+    finder = doctest.DocTestFinder()
+    found = []
+    for module in modules():
+        for test in finder.find(module):
+            if not set(test.name.split(".")) & set(NAMES):
+                test.globs |= vars(module)
+            else:
+                test.globs = {}
+            test.globs |= {"keras": keras, "np": np, **PUBLIC}
+            found.append(test)
+    return [test for test in found if test.examples]
+
+
+def test_the_public_names():
+    assert keras_freeze.__all__ == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_is_documented_with_examples(name: str):
+    text = PUBLIC[name].__doc__ or ""
+    assert "Examples:" in text
+    assert ">>> " in text
+
+
+def test_the_examples_run():
+    report: list[str] = []
+    runner = doctest.DocTestRunner()
+    for test in examples():
+        runner.run(test, out=report.append)
+    assert runner.failures == 0, "".join(report)
+    assert runner.tries > len(NAMES)
+
+
+def test_every_argument_is_described():
+    """An `Args:` block names each argument of a public callable."""
+    for name, made in PUBLIC.items():
+        if isinstance(made, type) and issubclass(made, Exception):
+            continue
+        call = made.__init__ if isinstance(made, type) else made
+        arguments = set(call.__annotations__) - {"return", "unknown"}
+        text = made.__doc__.split("Args:")[1]
+        missing = [argument for argument in arguments if f"{argument}:" not in text]
+        assert not missing, f"{name}: {missing}"
