@@ -44,6 +44,7 @@ class Case:
         extras: whether there are a BatchNormalization and a Dropout.
         make: makes the optimizer, given a rate.
         loss: as in `compile`.
+        policy: of the layers' dtypes.
     """
 
     stages: list[Stage]
@@ -56,9 +57,11 @@ class Case:
     extras: bool = True
     make: Make = keras.optimizers.Adam
     loss: Any = "mse"
+    policy: str = "float32"
 
     def new_model(self) -> keras.Model:
         keras.backend.clear_session()
+        keras.config.set_dtype_policy(self.policy)
         keras.utils.set_random_seed(7)
         return builders.KINDS[self.kind](extras=self.extras)
 
@@ -140,8 +143,13 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def always_trains(case: Case) -> bool:
-    """A stage without trainable weights, if only before the first, is an error."""
+    """A stage without trainable weights is an error."""
     return all(part.trainable & WEIGHTED for part in case.parts())
+
+
+def test_nothing_need_be_trainable_before_a_stage_at_epoch_0():
+    """No epoch is in stage 0: the head, which a stage thaws, begins frozen."""
+    check(Case([Stage(0, ["head"]), Stage(2, ["b3"])], eager=True))
 
 
 @given(case=cases().filter(always_trains))
@@ -195,12 +203,11 @@ def test_holds_for_several_optimizers():
 
 
 def test_holds_for_half_precision():
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")  # `compile` wraps a LossScaleOptimizer around
+    """Where `compile` wraps a LossScaleOptimizer around."""
     try:
-        check(with_a_schedule())
+        check(with_a_schedule(policy="mixed_float16"))
     finally:
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy("float32")
 
 
 def test_keeps_a_loss_that_cannot_be_serialized():

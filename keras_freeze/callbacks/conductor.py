@@ -65,12 +65,16 @@ class _First(keras.callbacks.Callback):
         self.conductor.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.conductor.watch_batches:
-            self.conductor.before_others_act()
+        self.conductor.before_others_act(loop.TRAIN_HOOKS)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.conductor.watch_batches and loop.ends_in_this_thread(self.conductor.callback_list):
-            self.conductor.before_others_act()
+        self.conductor.before_others_act(loop.TRAIN_END_HOOKS)
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.before_others_act(loop.TEST_HOOKS)
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.before_others_act(loop.TEST_END_HOOKS)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
@@ -89,14 +93,23 @@ class _Last(keras.callbacks.Callback):
         self.conductor.show()  # below "Epoch 3/20", above the bar
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if batch == 0 or self.conductor.watch_batches:
+        if batch == 0 or self.conductor.watched:
             self.conductor.settle(f"from step {batch + 1} of epoch {self.conductor.epoch + 1}")
         self.conductor.step.arm()
 
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.settle(f"from the validation of epoch {self.conductor.epoch + 1}")
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.conductor.watched:
+            self.conductor.settle(f"within the validation of epoch {self.conductor.epoch + 1}")
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.settle(f"from the end of epoch {epoch + 1}")
         self.conductor.show()  # the bar is done
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.settle("from the end of the fit")
         self.conductor.end()
 
 
@@ -120,10 +133,9 @@ class Conductor:
         self.flags = flags_of(self.plan.tree)
         self.names = self._trainable_names()
         self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
-        # Flags can change within an epoch only if another callback has batch hooks.
-        self.watch_batches = self.recompile is not None and loop.others_act_on_batches(
-            callback_list, (Participant, *UNAWARE)
-        )
+        # Flags can change between two steps only if another callback has hooks there.
+        known = (Participant, *UNAWARE)
+        self.watched = loop.acting_hooks(callback_list, known) if self.recompile else set()
 
     def _make_plan(self) -> Plan:
         schedule = self.gradual.schedule if self.gradual else None
@@ -201,13 +213,14 @@ class Conductor:
             apply_flags(tree, before)
             raise
 
-    def before_others_act(self) -> None:
+    def before_others_act(self, hooks: tuple[str, ...]) -> None:
         """On JAX, other callbacks may change flags only while the variables hold their values.
 
         Keras puts the values of a running epoch back by position among the trainable variables;
         after a change of flags that would be the wrong position.
         """
-        functions.sync(self.model)
+        if self.watched and not self.watched.isdisjoint(hooks):
+            functions.sync(self.model)
 
     def settle(self, when: str) -> None:
         """With RecompileOnTrainableChange: a change by another callback takes effect now."""

@@ -1,7 +1,8 @@
 """The compiled step functions of a model: made anew after a change, and guarded while they run.
 
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
-`_compiled_trainable_state`, `_flatten_layers`, `_distribute_strategy` (TensorFlow only).
+`_compiled_trainable_state`, `_flatten_layers`, `_jax_state` (JAX only), `_distribute_strategy`
+(TensorFlow only).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from keras_freeze.graph.tree import Layer, LayerTree
 from keras_freeze.training import ages, optimizer
 from keras_freeze.training.inference import frozen_calls, in_inference
+from keras_freeze.training.patch import attribute
 
 Model = Any
 
@@ -43,13 +45,46 @@ def take_effect(model: Model, mode: str) -> None:
     if _is_built(model):
         with _scope(model):
             optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
-    model.make_train_function(force=True)
+    make_train_function(model)
     if model.test_function is not None:
-        model.make_test_function(force=True)
+        with _new_trace(model, "test_step"):
+            model.make_test_function(force=True)
     if model.predict_function is not None:
         model.make_predict_function(force=True)
     layers = model._flatten_layers()
     model._compiled_trainable_state = {layer: layer.trainable for layer in layers}
+    _renew_state(model)
+
+
+def _renew_state(model: Model) -> None:
+    """On JAX, a step that raises makes `fit` put back the state of the step before, by position.
+
+    That state is in the order before the change: put one in its place in the order that holds now.
+    """
+    if hasattr(model, "jax_state_sync"):
+        kinds = ("trainable_variables", "non_trainable_variables", "metrics_variables")
+        state = {kind: [v.value for v in getattr(model, kind)] for kind in kinds}
+        state["optimizer_variables"] = [v.value for v in model.optimizer.variables]
+        model._jax_state = state
+
+
+def make_train_function(model: Model) -> None:
+    """Makes `model.train_function` anew, with a trace of its own."""
+    with _new_trace(model, "train_step"):
+        model.make_train_function(force=True)
+
+
+def _new_trace(model: Model, step: str) -> AbstractContextManager[None]:
+    """While this is open, `model.train_step` (or another step) equals no earlier one.
+
+    `jax.jit` hands an equal function the trace of one that is still alive, and bound methods are
+    equal: a step over weights of the same shapes would be the old one, with the old layers' names
+    on the new layers' weights.
+    """
+    if not hasattr(model, "jax_state_sync"):
+        return nullcontext()
+    bound = getattr(model, step)
+    return attribute(model, step, lambda *arguments: bound(*arguments))
 
 
 def sync(model: Model) -> None:
@@ -93,7 +128,7 @@ class GuardedStep:
         self.train = None
         if self.calls or self.births:
             if not made:
-                self.model.make_train_function(force=True)
+                make_train_function(self.model)
             self.train = self.model.train_function
             self._put(None)
 

@@ -6,7 +6,8 @@ and the logs have to be complete before CSVLogger reads them. So a first and a l
 work, and the public ones may stand anywhere. Keras hands a callback no reference to the list; it is
 the `self` of the frame that calls the hook.
 
-Names used here were tried on Keras 3.12.0 and 3.15.1: `CallbackList.callbacks` and `_async_train`.
+Names used here were tried on Keras 3.12.0 and 3.15.1: `CallbackList.callbacks`, `_async_train`,
+`_async_test`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import keras
 
 from keras_freeze.errors import FreezeError
 
-BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+TRAIN_HOOKS = ("on_train_batch_begin", "on_batch_begin")
+TRAIN_END_HOOKS = ("on_train_batch_end", "on_batch_end")
+TEST_HOOKS = ("on_test_batch_begin",)
+TEST_END_HOOKS = ("on_test_batch_end",)
 
 
 def running_callbacks(callback: Any) -> Any:
@@ -59,19 +63,15 @@ def take_out(callback_list: Any, *callbacks: Any) -> None:
     callback_list.callbacks = [c for c in callback_list.callbacks if c not in callbacks]
 
 
-def ends_in_this_thread(callback_list: Any) -> bool:
-    """True if `on_train_batch_end` is called right behind the step, not by a pool of threads."""
-    return not callback_list._async_train
+def acting_hooks(callback_list: Any, known: tuple[type, ...]) -> set[str]:
+    """Returns the batch hooks that a callback which isn't of a `known` type has.
 
-
-def others_act_on_batches(callback_list: Any, known: tuple[type, ...]) -> bool:
-    """True if a callback that isn't of a `known` type has batch hooks."""
-    return any(
-        _overrides(callback, hook)
-        for callback in all_callbacks(callback_list)
-        if not isinstance(callback, known)
-        for hook in BATCH_HOOKS
-    )
+    Those that Keras calls from a pool of threads are left out: they must not touch the model.
+    """
+    hooks = [*TRAIN_HOOKS, *(() if callback_list._async_train else TRAIN_END_HOOKS)]
+    hooks += [*TEST_HOOKS, *(() if callback_list._async_test else TEST_END_HOOKS)]
+    others = [c for c in all_callbacks(callback_list) if not isinstance(c, known)]
+    return {hook for hook in hooks if any(_overrides(callback, hook) for callback in others)}
 
 
 def _overrides(callback: Any, hook: str) -> bool:

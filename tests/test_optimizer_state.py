@@ -1,0 +1,323 @@
+"""The optimizer after `fit`, after an interruption, and after many toggles: a plain one."""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
+from keras_freeze.training import ages, optimizer
+from tests.builders import BACKEND, RATE, changed, compiled, data, layer, nested, weights
+
+optimizers = keras.optimizers
+pytestmark = pytest.mark.filterwarnings("ignore:.* is never reached")
+SCHEDULE = optimizers.schedules.ExponentialDecay(2.0**-5, 2, 0.5)
+
+
+def multi(rate: Any) -> keras.optimizers.Optimizer:
+    mapped = optimizers.OptimizerMap(optimizers.Adam(rate), {"head/.*": optimizers.Nadam(rate)})
+    return optimizers.MultiOptimizer(mapped)
+
+
+MAKES: dict[str, Callable[[Any], Any]] = {
+    "SGD": optimizers.SGD,
+    "Adam": optimizers.Adam,
+    "Nadam": optimizers.Nadam,
+    "Adafactor": optimizers.Adafactor,
+    "averages": lambda rate: optimizers.AdamW(rate, use_ema=True),
+    "accumulation": lambda rate: optimizers.Adam(rate, gradient_accumulation_steps=2),
+    "loss scale": lambda rate: optimizers.LossScaleOptimizer(optimizers.Adam(rate)),
+}
+if hasattr(optimizers, "MultiOptimizer"):
+    MAKES["several"] = multi
+
+
+def thawing(mode: str = "carry", **rates: Any) -> list[keras.callbacks.Callback]:
+    """The base thaws at epoch 1 and partly freezes again at epoch 2."""
+    stages = [
+        Stage(1, ["b2", "b3"], learning_rate=rates.get("first")),
+        Stage(2, "b1", "b3", learning_rate=rates.get("second")),
+    ]
+    return [FreezeBase(), GradualUnfreeze(stages, optimizer=mode, verbose=0)]
+
+
+def fit(model: keras.Model, callbacks: Any = (), **kwargs: Any) -> Any:
+    return model.fit(*data(8), batch_size=4, callbacks=list(callbacks), verbose=0, **kwargs)
+
+
+def eager(make: Callable[[Any], Any], rate: Any = RATE) -> keras.Model:
+    """Eager steps leave the same optimizer and needn't be traced."""
+    return compiled(nested(), make(rate), run_eagerly=True)
+
+
+def described(state: list[Any]) -> list[tuple[Any, ...]]:
+    """Names tell the order; Nadam's product has none, so Keras numbers it."""
+    names = [re.sub(r"^variable_\d+$", "variable", variable.name) for variable in state]
+    return [(n, tuple(v.shape), str(v.dtype)) for n, v in zip(names, state, strict=True)]
+
+
+def assert_plain(given: Any, expected: Any) -> None:
+    """Equal to an optimizer that knows nothing of us, but for its values."""
+    assert described(given.variables) == described(expected.variables)
+    kinds = {name: type(value) for name, value in vars(given).items()}
+    assert kinds == {name: type(value) for name, value in vars(expected).items()}
+    for one, other in zip(optimizer.family(given)[1:], optimizer.family(expected)[1:], strict=True):
+        assert_plain(one, other)
+
+
+def of_a_plain_fit(model: keras.Model, make: Callable[[Any], Any], rate: Any = RATE) -> Any:
+    """The optimizer of a plain fit of an equal model with equal flags."""
+    other = eager(make, rate)
+    for name in ("b1", "b2", "b3"):
+        layer(other, name).trainable = layer(model, name).trainable
+    compiled(other, make(rate), run_eagerly=True)
+    fit(other)
+    return other.optimizer
+
+
+@pytest.mark.parametrize("mode", ["carry", "reset"])
+@pytest.mark.parametrize("name", MAKES)
+def test_is_plain_after_a_fit(name, mode):
+    model = eager(MAKES[name])
+    fit(model, thawing(mode), epochs=3)
+    assert_plain(model.optimizer, of_a_plain_fit(model, MAKES[name]))
+
+
+def test_is_plain_after_a_schedule_and_a_float():
+    model = eager(optimizers.Adam)
+    fit(model, thawing(first=SCHEDULE, second=2.0**-7), epochs=3)
+    assert_plain(model.optimizer, of_a_plain_fit(model, optimizers.Adam))
+
+
+def test_is_plain_after_a_float_in_place_of_a_schedule():
+    model = eager(optimizers.Adam, SCHEDULE)
+    fit(model, thawing(first=2.0**-7), epochs=3)
+    assert_plain(model.optimizer, of_a_plain_fit(model, optimizers.Adam))
+
+
+def test_a_saved_model_brings_its_optimizer_back(tmp_path):
+    model = eager(optimizers.Adam)
+    fit(model, thawing(), epochs=3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    values = [keras.ops.convert_to_numpy(v) for v in loaded.optimizer.variables]
+    expected = [keras.ops.convert_to_numpy(v) for v in model.optimizer.variables]
+    assert len(values) == len(expected)
+    assert all(np.array_equal(a, b) for a, b in zip(values, expected, strict=True))
+    assert any(values[2].flat)  # not all zero
+    fit(loaded)
+
+
+def test_nothing_is_remembered_of_a_model_that_is_gone():
+    model = eager(optimizers.Adam)
+    fit(model, thawing(), epochs=3)
+    assert ages.births_of(model.optimizer)
+    gone = weakref.ref(model.optimizer)
+    before = len(ages._BIRTHS)
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    assert gone() is None
+    assert len(ages._BIRTHS) < before
+
+
+def snapshot(model: keras.Model) -> dict[str, Any]:
+    """All that an interrupted change could have touched: objects by identity, and values."""
+    found: dict[str, Any] = {"flags": [each.trainable for each in model._flatten_layers()]}
+    found |= weights(model)
+    for number, member in enumerate(optimizer.family(model.optimizer)):
+        lists = {k: [*map(id, v)] for k, v in vars(member).items() if isinstance(v, list)}
+        others = {k: id(v) for k, v in vars(member).items() if not isinstance(v, (list, dict))}
+        state = {
+            "lists": lists,
+            "others": others,
+            "tracked": [*map(id, member.variables)],
+            "indices": dict(member._trainable_variables_indices),
+            "births": ages.births_of(member),
+        }
+        values = enumerate(map(keras.ops.convert_to_numpy, member.variables))
+        found |= {f"optimizer {number}/{key}": value for key, value in [*state.items(), *values]}
+    return found
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    assert before.keys() == after.keys()
+    return [key for key in before if not np.array_equal(before[key], after[key])]
+
+
+def rebuild(model: keras.Model, mode: str, interrupt_at: int = 0) -> int:
+    """Rebuilds; a Ctrl-C comes at one of the lines of the module. Returns how many have run."""
+    count, before = 0, sys.gettrace()
+
+    def local(frame, event, arg):
+        nonlocal count
+        count += event == "line"
+        if count == interrupt_at:
+            raise KeyboardInterrupt
+        return local
+
+    sys.settrace(
+        lambda frame, *_: local if frame.f_code.co_filename == optimizer.__file__ else None
+    )
+    try:
+        optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def before_a_change(make: Callable[[Any], Any]) -> keras.Model:
+    """A model some steps after a stage; the flags have changed, the optimizer has not."""
+    model = eager(make)
+    fit(model, thawing(), epochs=2)
+    model.train_on_batch(*data(4))  # at the end of a fit, weights are their averages
+    layer(model, "b1").trainable, layer(model, "b3").trainable = True, False
+    return model
+
+
+@pytest.mark.parametrize("mode", ["carry", "reset"])
+@pytest.mark.parametrize("name", MAKES)
+def test_an_interrupted_rebuild_leaves_everything_as_it_was(name, mode):
+    lines = rebuild(before_a_change(MAKES[name]), mode)
+    model = before_a_change(MAKES[name])
+    before = snapshot(model)
+    for line in [*range(1, lines, lines // 9), *range(lines - 6, lines + 1)]:
+        with pytest.raises(KeyboardInterrupt):
+            rebuild(model, mode, interrupt_at=line)
+        assert not differences(before, snapshot(model)), f"interrupted at line {line} of {lines}"
+    layer(model, "b1").trainable, layer(model, "b3").trainable = False, True
+    fit(model)
+
+
+BREAKS = [(optimizers.Adam, "build"), (keras.Model, "make_train_function")]
+
+
+@pytest.mark.parametrize("rate", [None, 2.0**-7])
+@pytest.mark.parametrize(("owner", "name"), BREAKS, ids=["build", "make_train_function"])
+def test_a_stage_that_fails_leaves_a_model_for_a_plain_fit(owner, name, rate, monkeypatch):
+    model, seen = eager(optimizers.Adam), {}
+
+    def fail(*args, **kwargs):
+        raise MemoryError("no room")
+
+    def break_it(epoch, logs):
+        seen.update(snapshot(model))
+        monkeypatch.setattr(owner, name, fail)
+
+    breaking = keras.callbacks.LambdaCallback(on_epoch_end=break_it)
+    with pytest.raises(MemoryError, match="no room"):
+        fit(model, [*thawing(first=rate), breaking], epochs=3)
+    monkeypatch.undo()
+    assert not differences(seen, snapshot(model))
+    fit(model)  # trains the head alone
+    assert changed(seen, snapshot(model)) >= {"head"}
+    assert not {"b1", "b2", "b3"} & changed(seen, snapshot(model))
+
+
+class Counted(keras.Model):
+    """Counts how often it is traced; on PyTorch, which traces nothing, its steps.
+
+    Keeps a weak reference to each step function that was made.
+    """
+
+    traces = 0
+
+    def train_step(self, *args):
+        self.traces += 1
+        return super().train_step(*args)
+
+    def make_train_function(self, force=False):
+        super().make_train_function(force)
+        self.made = getattr(self, "made", {})
+        self.made[id(self.train_function)] = weakref.ref(self.train_function)
+
+
+def new_counted(**kwargs: Any) -> Counted:
+    model = nested()
+    return compiled(Counted(model.inputs, model.outputs), **kwargs)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counted, list[Any]]:
+    """A compiled model, and a list that gets an item at each rebuild of its optimizer."""
+    model, rebuilds = new_counted(), []
+    plain = optimizer.rebuild
+    monkeypatch.setattr(optimizer, "rebuild", lambda *args: rebuilds.append(args) or plain(*args))
+    return model, rebuilds
+
+
+def traces_of_a_plain_fit() -> int:
+    model = new_counted()
+    fit(model)
+    return model.traces
+
+
+def test_each_change_is_one_rebuild_and_one_trace(monkeypatch):
+    model, rebuilds = counted(monkeypatch)
+    stages = [Stage(0, name="all frozen"), Stage(1, "b3"), Stage(2, "b2"), Stage(3, None, "b3")]
+    fit(model, [FreezeBase(), GradualUnfreeze(stages, verbose=0)], epochs=4)
+    assert len(rebuilds) == 4  # the first freezes the base
+    assert model.traces == 4 * traces_of_a_plain_fit()
+
+
+@pytest.mark.filterwarnings("ignore:.* changes no layer")
+@pytest.mark.parametrize("mode", ["carry", "reset"])
+def test_an_unchanged_set_is_no_change(monkeypatch, mode):
+    model, rebuilds = counted(monkeypatch)
+    stages = [
+        Stage(1, "b3", optimizer=mode),
+        Stage(2, "b3"),
+        Stage(3, learning_rate=2.0**-8),
+        Stage(4, name="by name alone"),
+    ]
+    fit(model, [FreezeBase(), GradualUnfreeze(stages, verbose=0)], epochs=5)
+    assert len(rebuilds) == 2
+    assert model.traces == {"torch": 10}.get(BACKEND, 2 * traces_of_a_plain_fit())
+
+
+def test_a_flag_set_to_what_it_is_is_no_change(monkeypatch):
+    model, rebuilds = counted(monkeypatch)
+
+    def touch(epoch, logs):
+        layer(model, "b1").trainable = True
+
+    touching = keras.callbacks.LambdaCallback(on_epoch_begin=touch)
+    fit(model, [RecompileOnTrainableChange(verbose=0), touching], epochs=3)
+    assert not rebuilds
+    assert model.traces == {"torch": 6}.get(BACKEND, traces_of_a_plain_fit())
+
+
+class References(keras.callbacks.Callback):
+    """Weak references to each optimizer variable there ever was."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen |= {(epoch, id(v)): weakref.ref(v) for v in self.model.optimizer.variables}
+
+
+def alive(references: dict[Any, weakref.ref]) -> set[int]:
+    gc.collect()
+    return {id(reference()) for reference in references.values() if reference() is not None}
+
+
+@pytest.mark.parametrize(("toggles", "run_eagerly"), [(30, True), (4, False)])
+@pytest.mark.parametrize("mode", ["carry", "reset"])
+def test_memory_stays_bounded(toggles, run_eagerly, mode):
+    model, references = new_counted(run_eagerly=run_eagerly), References()
+    change = ("freeze", "unfreeze")
+    stages = [Stage(e, **{change[e % 2]: "b3"}) for e in range(1, toggles + 1)]
+    thaw = GradualUnfreeze(stages, optimizer=mode, verbose=0)
+    fit(model, [thaw, references], epochs=toggles + 1)
+    assert len(references.seen) > 8 * toggles
+    assert len(model.made) > 1
+    assert alive(references.seen) <= {*map(id, model.optimizer.variables)}
+    assert len(alive(model.made)) <= 1
