@@ -138,7 +138,10 @@ def is_start(graph: Graph, model: keras.Model, cut: int) -> bool:
     sides: dict[int, set[bool]] = {}
     for leaf, read, made in [*inputs, *graph.calls_for(model.outputs)]:
         before = {id(tensor) for tensor in read} - behind
-        is_behind = place[id(leaf)] >= cut or len(before) < len({id(t) for t in read})
+        # An input is there from the start, wherever its layer stands: it passes until it is read.
+        is_behind = bool(read) and (
+            place[id(leaf)] >= cut or len(before) < len({id(t) for t in read})
+        )
         sides.setdefault(id(leaf), set()).add(is_behind)
         if is_behind:
             behind.add(id(made))

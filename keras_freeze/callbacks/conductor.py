@@ -204,13 +204,15 @@ class Conductor:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Puts the flags back after an interrupted change, as `rebuild` does the optimizer."""
+        """Puts flags and rates back after an interrupted change, as `rebuild` the optimizer."""
         tree = self.plan.tree
         before = {id(leaf): bool(leaf.trainable) for leaf in tree.leaves}
+        rates_before = rates.rates_of(self.model.optimizer)
         try:
             yield
         except BaseException:
             apply_flags(tree, before)
+            rates.set_rates(self.model.optimizer, rates_before)
             raise
 
     def before_others_act(self, hooks: tuple[str, ...]) -> None:

@@ -71,7 +71,7 @@ def make_plan(
         bases, scope = [*bases, own], own.scope
     plan = Plan(tree, bases, schedule, batch_norm)
     plan.flags = _flags(plan, scope)
-    for number in range(len(plan.flags)):
+    for number in range(plan.number_at(0), len(plan.flags)):
         _check_something_trains(plan, number)
     return plan
 

@@ -8,6 +8,7 @@ that it would have on its own.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
 `_backend_update_step` (the one point that all backends pass), `_iterations`,
+`_clip_gradients`, `_trainable_variables`,
 `_update_model_variables_moving_average`, `_model_variables_moving_average`, `_u_product` (Nadam).
 """
 
@@ -63,7 +64,9 @@ def own_ages(births: list[tuple[Optimizer, dict[Any, int]]]) -> Iterator[None]:
             average = functools.partial(
                 _average, optimizer, optimizer._update_model_variables_moving_average, born
             )
+            clip = functools.partial(_clip, optimizer, optimizer._clip_gradients, born)
             stack.enter_context(attribute(optimizer, "_backend_update_step", update))
+            stack.enter_context(attribute(optimizer, "_clip_gradients", clip))
             stack.enter_context(
                 attribute(optimizer, "_update_model_variables_moving_average", average)
             )
@@ -82,7 +85,7 @@ def _update(
     groups = _groups(optimizer, births, list(variables))
     products = _Products(optimizer) if isinstance(optimizer, keras.optimizers.Nadam) else None
     for birth, indices in groups.items():
-        own_grads = _mean_over_seen(optimizer, birth, [grads[i] for i in indices])
+        own_grads = [grads[i] for i in indices]
         with _shifted(optimizer, birth):
             if products is not None:
                 products.before_update()
@@ -134,16 +137,31 @@ def _shifted(optimizer: Optimizer, birth: int) -> Iterator[None]:
         yield
 
 
-def _mean_over_seen(optimizer: Optimizer, birth: int, grads: list[Tensor]) -> list[Tensor]:
-    """Makes the first accumulated gradient a mean over the steps that the variable has seen.
+def _clip(
+    optimizer: Optimizer,
+    clip: Callable[..., list[Tensor]],
+    births: dict[Any, int],
+    grads: list[Tensor],
+) -> list[Tensor]:
+    """Makes the first accumulated gradient a mean over the steps that its variable has seen.
 
     Keras divides by the whole window; a variable thawed inside one has summed fewer gradients.
+    Before clipping, which is of the mean.
     """
     steps = optimizer.gradient_accumulation_steps or 1
+    variables = optimizer._trainable_variables
+    if steps == 1 or len(grads) != len(variables):  # a weight without a gradient: left as it is
+        return clip(grads)
+    born = [births.get(optimizer._var_key(variable), 0) for variable in variables]
+    pairs = zip(grads, born, strict=True)
+    return clip([_mean_over_seen(optimizer, grad, birth, steps) for grad, birth in pairs])
+
+
+def _mean_over_seen(optimizer: Optimizer, grad: Tensor, birth: int, steps: int) -> Tensor:
     if not birth % steps:
-        return grads
+        return grad
     seen = keras.ops.minimum(optimizer._iterations - birth + 1, steps)
-    return [grad * (steps / keras.ops.cast(seen, grad.dtype)) for grad in grads]
+    return grad * (steps / keras.ops.cast(seen, grad.dtype))
 
 
 class _Products:

@@ -42,18 +42,28 @@ def take_effect(model: Model, mode: str) -> None:
         model: a compiled model; on JAX its variables hold their values (`sync` was called).
         mode: `"carry"` or `"reset"`.
     """
-    if _is_built(model):
-        with _scope(model):
-            optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
+    undo: Callable[[], None] | None = None
+    try:
+        if _is_built(model):
+            with _scope(model):
+                undo = optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
+        _make_functions(model)
+    except BaseException:
+        if undo is not None:
+            undo()
+        raise
+    layers = model._flatten_layers()
+    model._compiled_trainable_state = {layer: layer.trainable for layer in layers}
+    _renew_state(model)
+
+
+def _make_functions(model: Model) -> None:
     make_train_function(model)
     if model.test_function is not None:
         with _new_trace(model, "test_step"):
             model.make_test_function(force=True)
     if model.predict_function is not None:
         model.make_predict_function(force=True)
-    layers = model._flatten_layers()
-    model._compiled_trainable_state = {layer: layer.trainable for layer in layers}
-    _renew_state(model)
 
 
 def _renew_state(model: Model) -> None:

@@ -11,7 +11,7 @@ Slots are matched by the identity of the model variable, never by index or name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -48,15 +48,23 @@ def is_built_on(optimizer: Optimizer, variables: list[Variable]) -> bool:
     return len(held) == len(variables) and all(a is b for a, b in zip(held, variables, strict=True))
 
 
-def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> None:
+def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> Callable[[], None]:
     """Makes `optimizer` one of exactly `variables`.
 
     Args:
         optimizer: a Keras optimizer, wrapped or not. Stays the same object.
         variables: the model's trainable variables, in the model's order.
         mode: `"carry"` or `"reset"`.
+
+    Returns:
+        A function that undoes it. An exception in the middle undoes it as well.
     """
     saved = [_State(member) for member in family(optimizer)]
+
+    def undo() -> None:
+        for state in saved:
+            state.undo()
+
     try:
         _finalize_average(optimizer, variables if mode == "carry" else [])
         for state in saved:
@@ -64,9 +72,9 @@ def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> None:
         optimizer.build(variables)
         for state in saved:
             state.restore(mode)
+        return undo
     except BaseException:  # also Ctrl-C: never leave half an optimizer behind
-        for state in saved:
-            state.undo()
+        undo()
         raise
 
 
@@ -93,6 +101,9 @@ class _State:
         self.variables = list(optimizer._trainable_variables) if optimizer.built else []
         self.slots = dict(_slot_lists(optimizer)) if optimizer.built else {}
         self.births = ages.births_of(optimizer)
+        self.count = ages.updates(optimizer)
+        averaged = optimizer.use_ema and len(family(optimizer)) == 1
+        self.values = [keras.ops.copy(v) for v in self.variables] if averaged else []
 
     def clear(self) -> None:
         """Back to unbuilt; the update count and the rate stay."""
@@ -153,6 +164,10 @@ class _State:
         for name, value in self.attributes.items():
             object.__setattr__(self.optimizer, name, value)
         self.optimizer._trainable_variables_indices = self.indices
+        self.optimizer._iterations.assign(self.count)
+        for variable, value in zip(self.variables, self.values, strict=False):
+            variable.assign(value)
+        ages.set_births(self.optimizer, self.births)
 
 
 def _slot_lists(optimizer: Optimizer) -> Iterator[tuple[str, list[Variable | None]]]:
