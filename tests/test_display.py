@@ -85,7 +85,7 @@ def test_stages(printed, verbose):
     assert text.count("Epoch") == 3
 
 
-@pytest.mark.parametrize(("terminal", "verbose"), [(True, 1), (True, 2), (False, 1)])
+@pytest.mark.parametrize(("terminal", "verbose"), [(True, 1), (True, 2)])
 def test_changes_by_others(printed, terminal, verbose):
     """One in the middle of epoch 1, one as epoch 3 begins: shown between two bars."""
     net = model()

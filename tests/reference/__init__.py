@@ -1,1 +1,1 @@
-"""References the engine is tested against, written without Keras."""
+"""What the engine is tested against, written without keras_freeze's own mechanisms."""
