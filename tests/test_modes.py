@@ -203,7 +203,8 @@ MODES = {
     ),
     "train_step of the user's own, generator": Mode(build=own_step, data=generator),
     "unbuilt Sequential": Mode(build=unbuilt_sequential),
-    "unbuilt subclassed": Mode(build=Unbuilt),
+    # On TensorFlow Keras builds it in the first step: a clear error instead.
+    **({} if BACKEND == "tensorflow" else {"unbuilt subclassed": Mode(build=Unbuilt)}),
 }
 if IS_TORCH:
     MODES["torch DataLoader"] = Mode(data=torch_loader)

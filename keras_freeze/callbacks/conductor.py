@@ -22,7 +22,7 @@ from keras_freeze.callbacks.plan import (
     warn_of_untrained_head,
 )
 from keras_freeze.errors import FreezeError, ScheduleError
-from keras_freeze.graph.tree import count_params, own_variables
+from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport
 from keras_freeze.training import ages, functions, loop, optimizer, rates
 from keras_freeze.training.trainable import (
@@ -118,6 +118,7 @@ class Conductor:
 
     def __init__(self, callback_list: Any, model: Any):
         _check_optimizer(model)
+        _check_built(model)
         self.callback_list = callback_list
         self.model = model
         ours = [c for c in loop.all_callbacks(callback_list) if isinstance(c, Participant)]
@@ -305,6 +306,17 @@ def _check_optimizer(model: Any) -> None:
             "`model` must be compiled with a Keras optimizer, which is fitted to the trainable "
             "weights of each stage. Use model.compile(optimizer='adam', ...). "
             f"Received: optimizer={model.optimizer!r}"
+        )
+
+
+def _check_built(model: Any) -> None:
+    """On TensorFlow, Keras builds a subclassed model in the first step: too late to freeze it."""
+    if not isinstance(model, keras.Sequential) and not functions.is_built(model):
+        unbuilt = [layer.name for layer in LayerTree(model) if not layer.built]
+        raise FreezeError(
+            f"`model` must be built before its layers can be frozen: {unbuilt[:5]} aren't. Call it "
+            "on one batch first, model(images[:1]), or use model.build(input_shape). "
+            f"Received: model={model.name!r}"
         )
 
 

@@ -23,12 +23,12 @@ def is_in_step(model: Model) -> bool:
     """True if optimizer and step functions belong to the flags that the layers have now."""
     compiled = getattr(model, "_compiled_trainable_state", None) or {}
     fits = optimizer.is_built_on(model.optimizer, model.trainable_variables)
-    return (fits or not _is_built(model)) and all(
+    return (fits or not is_built(model)) and all(
         layer.trainable == flag for layer, flag in compiled.items()
     )
 
 
-def _is_built(model: Model) -> bool:
+def is_built(model: Model) -> bool:
     """On TensorFlow, a subclassed model and its optimizer may be built in the first step only."""
     return all(layer.built for layer in model._flatten_layers())
 
@@ -44,7 +44,7 @@ def take_effect(model: Model, mode: str) -> None:
     """
     undo: Callable[[], None] | None = None
     try:
-        if _is_built(model):
+        if is_built(model):
             with _scope(model):
                 undo = optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
         _make_functions(model)
