@@ -1,8 +1,8 @@
 """The compiled step functions of a model: made anew after a change, and guarded while they run.
 
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
-`_compiled_trainable_state`, `_flatten_layers`, `_jax_state` (JAX only), `_distribute_strategy`
-(TensorFlow only).
+`_loss_tracker` (each `compile` makes a new one), `_flatten_layers`, `_jax_state` (JAX only),
+`_distribute_strategy` (TensorFlow only), `_compiled_trainable_state` (3.13 and later only).
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def take_effect(model: Model, mode: str) -> None:
         if undo is not None:
             undo()
         raise
-    layers = model._flatten_layers()
-    model._compiled_trainable_state = {layer: layer.trainable for layer in layers}
+    if hasattr(model, "_compiled_trainable_state"):
+        layers = model._flatten_layers()
+        model._compiled_trainable_state = {layer: layer.trainable for layer in layers}
     _renew_state(model)
 
 
@@ -134,7 +135,7 @@ class GuardedStep:
         members = optimizer.leaves(self.model.optimizer)
         births = [(member, ages.births_of(member)) for member in members]
         self.births = [(member, born) for member, born in births if born]
-        self.compiled = getattr(self.model, "_compiled_trainable_state", None)
+        self.compiled = self.model._loss_tracker
         self.train = None
         if self.calls or self.births:
             if not made:
@@ -144,7 +145,7 @@ class GuardedStep:
 
     def arm(self) -> None:
         """Lets the next step, and that alone, run through the guard."""
-        if getattr(self.model, "_compiled_trainable_state", None) is not self.compiled:
+        if self.model._loss_tracker is not self.compiled:
             self.refresh(made=False)  # another callback compiled the model
         if self.train is not None:
             self.fit = getattr(self.model, "history", None)
