@@ -3,10 +3,14 @@
 `"carry"`: a variable that stays keeps its slots; a new one gets fresh ones and is remembered as
 born now (see `ages`). `"reset"`: all as in an optimizer that was never used.
 
-Slots are matched by the identity of the model variable, never by index or name. Private names of
-`keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1: `_variables`,
-`_tracker`, `_trainable_variables`, `_trainable_variables_indices`, `_iterations`,
-`_learning_rate`, `_model_variables_moving_average`, `_var_key`.
+Slots are matched by the identity of the model variable, never by index or name. The optimizer's
+lists are replaced, never shortened: TensorFlow can't write a checkpoint of a list from which
+something was deleted, and an interrupted change is undone by putting the old lists back.
+
+Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
+`_variables`, `_tracker` (`config`, `stored_ids`), `_trainable_variables`,
+`_trainable_variables_indices`, `_iterations`, `_learning_rate`,
+`_model_variables_moving_average`, `_var_key`.
 """
 
 from __future__ import annotations
@@ -78,6 +82,18 @@ def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> Calla
         raise
 
 
+def hold(optimizer: Optimizer, variables: list[Variable]) -> None:
+    """Makes `variables` the optimizer's own state, in this order, in a new list."""
+    tracker = vars(optimizer).pop("_tracker")  # it would turn the list into one of its own
+    try:
+        optimizer._variables = list(variables)
+    finally:
+        object.__setattr__(optimizer, "_tracker", tracker)
+    is_variable, _ = tracker.config["variables"]
+    tracker.config = {**tracker.config, "variables": (is_variable, optimizer._variables)}
+    tracker.stored_ids["variables"] = set(map(id, variables))
+
+
 def _finalize_average(optimizer: Optimizer, staying: list[Variable]) -> None:
     """With `use_ema`, a variable that leaves takes its average, as at the end of a `fit`."""
     kept = {id(variable) for variable in staying}
@@ -96,8 +112,11 @@ class _State:
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
         self.attributes = dict(vars(optimizer))
+        # TensorFlow's record of dependencies is one of these, and the only one that is changed.
+        plain = [value for value in self.attributes.values() if type(value) in (list, dict)]
+        self.contents = [(value, value.copy()) for value in plain]
+        self.config = dict(optimizer._tracker.config)
         self.tracked = list(optimizer._variables)
-        self.indices = dict(optimizer._trainable_variables_indices)
         self.variables = list(optimizer._trainable_variables) if optimizer.built else []
         self.slots = dict(_slot_lists(optimizer)) if optimizer.built else {}
         self.births = ages.births_of(optimizer)
@@ -107,11 +126,8 @@ class _State:
 
     def clear(self) -> None:
         """Back to unbuilt; the update count and the rate stay."""
-        for variable in self.tracked:
-            if variable is not self.optimizer._iterations and (
-                variable is not self.optimizer._learning_rate
-            ):
-                _untrack(self.optimizer, variable)
+        stays = (id(self.optimizer._iterations), id(self.optimizer._learning_rate))
+        hold(self.optimizer, [variable for variable in self.tracked if id(variable) in stays])
         self.optimizer._trainable_variables_indices = {}
         self.optimizer._trainable_variables = []
         self.optimizer.built = False
@@ -157,13 +173,15 @@ class _State:
 
     def undo(self) -> None:
         """Puts everything back as it was."""
-        for variable in list(self.optimizer._variables):
-            _untrack(self.optimizer, variable)
-        for variable in self.tracked:
-            self.optimizer._tracker.add_to_store("variables", variable)
+        for name in vars(self.optimizer).keys() - self.attributes.keys():
+            object.__delattr__(self.optimizer, name)
         for name, value in self.attributes.items():
             object.__setattr__(self.optimizer, name, value)
-        self.optimizer._trainable_variables_indices = self.indices
+        for value, content in self.contents:
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
+        self.optimizer._tracker.config = self.config
+        self.optimizer._tracker.stored_ids["variables"] = set(map(id, self.tracked))
         self.optimizer._iterations.assign(self.count)
         for variable, value in zip(self.variables, self.values, strict=False):
             variable.assign(value)
@@ -189,10 +207,6 @@ def _start_averages(optimizer: Optimizer) -> None:
         for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
             if average is not None:
                 average.assign(keras.ops.copy(variable))
-
-
-def _untrack(optimizer: Optimizer, variable: Variable) -> None:
-    optimizer._tracker.untrack(variable)
 
 
 def _is_variable(value: Any) -> bool:

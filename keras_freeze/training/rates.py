@@ -1,7 +1,7 @@
 """The learning rate of an optimizer, whatever wraps it and whatever it was before.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
-`_learning_rate`, `_track_variable`, `_tracker`, `_variables`.
+`_learning_rate`, `_variables`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_freeze.training.optimizer import leaves
+from keras_freeze.training.optimizer import hold, leaves
 
 Optimizer = Any
 Rate = Any  # a float, a LearningRateSchedule or a callable
@@ -93,9 +93,7 @@ def _put_variable(optimizer: Optimizer, rate: float) -> None:
             trainable=False,
             aggregation="only_first_replica",
         )
-    optimizer._track_variable(variable)
     object.__setattr__(optimizer, "_learning_rate", None)
-    optimizer._learning_rate = variable
-    for behind in [v for v in optimizer._variables if v is not variable][1:]:
-        optimizer._tracker.untrack(behind)
-        optimizer._tracker.add_to_store("variables", behind)
+    optimizer._learning_rate = variable  # appended to the variables
+    iterations, *behind = [held for held in optimizer._variables if held is not variable]
+    hold(optimizer, [iterations, variable, *behind])
