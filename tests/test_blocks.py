@@ -138,10 +138,7 @@ def is_start(graph: Graph, model: keras.Model, cut: int) -> bool:
     sides: dict[int, set[bool]] = {}
     for leaf, read, made in [*inputs, *graph.calls_for(model.outputs)]:
         before = {id(tensor) for tensor in read} - behind
-        # An input is there from the start, wherever its layer stands: it passes until it is read.
-        is_behind = bool(read) and (
-            place[id(leaf)] >= cut or len(before) < len({id(t) for t in read})
-        )
+        is_behind = place[id(leaf)] >= cut or len(before) < len({id(t) for t in read})
         sides.setdefault(id(leaf), set()).add(is_behind)
         if is_behind:
             behind.add(id(made))
@@ -257,6 +254,16 @@ def test_a_subclassed_model_is_cut_between_its_own_layers_only():
     model = Opaque()
     model(keras.ops.zeros((1, WIDTH)))
     assert starts(model) == {0, 1, 2, 3, 4}
+
+
+def test_a_late_second_input_does_not_hold_the_whole_base_together():
+    """Images, and a few numbers about each that join the head: the images' path has its blocks."""
+    image, numbers = keras.Input((WIDTH,)), keras.Input((WIDTH,))
+    x = image
+    for name in ("d1", "d2", "d3"):
+        x = dense(name)(x)
+    model = keras.Model([image, numbers], dense("head")(L.Concatenate()([x, numbers])))
+    assert [layer.name for layer in select_layers(model, "50%")][0] == "d3"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def block_starts(root: Layer) -> list[int]:
     everything) is always one. Graphs are read from functional models and from `Sequential`; of a
     subclassed model only its direct sublayers are known, and each begins a block.
     """
-    calls = _calls(root)
+    calls = _calls(root, live=set())
     last = {id(leaf): index for index, leaf in enumerate(calls) if leaf is not CUT}
     starts, seen, open_until = {0}, set(), -1
     for index, leaf in enumerate(calls):
@@ -30,23 +30,38 @@ def block_starts(root: Layer) -> list[int]:
     return sorted(starts)
 
 
-def _calls(layer: Layer) -> list[Layer | None]:
-    """The leaves in the order of their calls, a shared one each time, with the cuts between."""
+def _calls(layer: Layer, live: set[int] | None = None) -> list[Layer | None]:
+    """The leaves in the order of their calls, a shared one each time, with the cuts between.
+
+    Args:
+        layer: a layer or model.
+        live: ids of the tensors that pass before the first layer. None = all inputs: those of a
+            nested model are there before it. At the top an input begins at its `InputLayer`.
+    """
     if isinstance(layer, keras.Model):
         # Functional models alone have a graph; subclassed ones have no `_nodes_by_depth`.
         # Tried on Keras 3.12.0 and 3.15.1.
         nodes = getattr(layer, "_nodes_by_depth", None)
         if nodes is None or isinstance(layer, keras.Sequential):
             return [call for child in children(layer) for call in (*_calls(child), CUT)]
-        depths = sorted(nodes, reverse=True)
-        return _calls_of_graph(layer, [node for depth in depths for node in nodes[depth]])
+        live = {id(tensor) for tensor in layer.inputs} if live is None else live
+        return _calls_of_graph(layer, _in_order(layer, nodes), live)
     return list(LayerTree(layer).leaves)
 
 
-def _calls_of_graph(model: Layer, nodes: list[Any]) -> list[Layer | None]:
+def _in_order(model: Layer, nodes_by_depth: dict[int, list[Any]]) -> list[Any]:
+    """The nodes in the order of `model.layers`."""
+    place = {id(operation): index for index, operation in enumerate(model.operations)}
+    return [
+        node
+        for depth in sorted(nodes_by_depth, reverse=True)
+        for node in sorted(nodes_by_depth[depth], key=lambda node: place[id(node.operation)])
+    ]
+
+
+def _calls_of_graph(model: Layer, nodes: list[Any], live: set[int]) -> list[Layer | None]:
     """Walks the nodes with the set of tensors still needed; where it is a single one is a cut."""
     last_use = _last_uses(model, nodes)
-    live = {id(tensor) for tensor in model.inputs}
     calls: list[Layer | None] = []
     for index, node in enumerate(nodes):
         single_before = len(live) == 1

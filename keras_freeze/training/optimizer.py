@@ -84,7 +84,7 @@ def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> Calla
 
 def hold(optimizer: Optimizer, variables: list[Variable]) -> None:
     """Makes `variables` the optimizer's own state, in this order, in a new list."""
-    tracker = vars(optimizer).pop("_tracker")  # it would turn the list into one of its own
+    tracker = optimizer.__dict__.pop("_tracker")  # it would turn the list into one of its own
     try:
         optimizer._variables = list(variables)
     finally:
