@@ -118,6 +118,12 @@ def unbuilt_chain() -> keras.Model:
     return keras.Sequential([inner, L.Dense(1, name="b")])
 
 
+def half_built() -> keras.Model:
+    model = unbuilt_chain()
+    model.layers[1].build((None, 2))
+    return model
+
+
 def weightless() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), L.ReLU(), L.Softmax()], name="weightless")
 
@@ -127,11 +133,22 @@ UNBUILT = {
     "all": (lambda: select_layers(unbuilt(), "all"), ["'all'", "Build it", "model.build"]),
     "no layers": (lambda: select_layers(keras.Sequential(), "a"), ["'a'", "Build it"]),
     "share": (lambda: select_layers(unbuilt_chain(), "50%"), ["'50%'", "weights"]),
+    "share of half": (lambda: select_layers(half_built(), "50%"), ["'50%'", "isn't built"]),
     "share of no weights": (lambda: select_layers(weightless(), "50%"), ["'50%'", "weights"]),
     "base": (lambda: find_base(unbuilt()), ["`base`", "built", "base=None"]),
     "nested base": (lambda: find_base(unbuilt_chain()), ["`base`", "built", "base=None"]),
     "base without weights": (lambda: find_base(weightless()), ["`base`", "0 layer"]),
 }
+
+
+def test_a_loop_that_never_builds_its_model():
+    """`fit` builds a model before its callbacks begin; a loop by hand has to."""
+    model = unbuilt_chain()
+    model.compile("sgd", "mse")
+    callbacks = keras.callbacks.CallbackList([FreezeBase("inner")], model=model)
+    assert_refused(
+        FreezeError, ("`model`", "must be built", "model.build"), callbacks.on_train_begin
+    )
 
 
 @pytest.mark.parametrize("case", UNBUILT)

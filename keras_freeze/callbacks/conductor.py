@@ -118,6 +118,7 @@ class Conductor:
 
     def __init__(self, callback_list: Any, model: Any):
         _check_optimizer(model)
+        functions.build(model, loop.batch_specification())
         _check_built(model)
         self.callback_list = callback_list
         self.model = model
@@ -135,8 +136,7 @@ class Conductor:
         self.names = self._trainable_names()
         self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
         # Flags can change between two steps only if another callback has hooks there.
-        known = (Participant, *UNAWARE)
-        self.watched = loop.acting_hooks(callback_list, known) if self.recompile else set()
+        self.watched = loop.acting_hooks(callback_list, UNAWARE) if self.recompile else set()
 
     def _make_plan(self) -> Plan:
         schedule = self.gradual.schedule if self.gradual else None
@@ -310,8 +310,7 @@ def _check_optimizer(model: Any) -> None:
 
 
 def _check_built(model: Any) -> None:
-    """On TensorFlow, Keras builds a subclassed model in the first step: too late to freeze it."""
-    if not isinstance(model, keras.Sequential) and not functions.is_built(model):
+    if not functions.is_built(model):
         unbuilt = [layer.name for layer in LayerTree(model) if not layer.built]
         raise FreezeError(
             f"`model` must be built before its layers can be frozen: {unbuilt[:5]} aren't. Call it "

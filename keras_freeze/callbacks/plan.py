@@ -122,7 +122,8 @@ def _selected(plan: Plan, scope: Scope, number: int, stage: Stage, argument: str
 
 def _check_something_trains(plan: Plan, number: int) -> None:
     flags = plan.flags[number]
-    trainable = (flags.get(id(leaf), leaf.trainable) for leaf in _with_weights(plan.tree))
+    weighted = [leaf for leaf in plan.tree.leaves if own_variables(leaf)]
+    trainable = (flags.get(id(leaf), leaf.trainable) for leaf in weighted)
     if not any(trainable):
         stage = plan.stage(number)
         labels = ", ".join(repr(base.label) for base in plan.bases)
@@ -132,11 +133,6 @@ def _check_something_trains(plan: Plan, number: int) -> None:
             "or frozen themselves. Add a head behind the base, or name a smaller base. "
             f"Received: {stage!r}"
         )
-
-
-def _with_weights(tree: LayerTree) -> list[Layer]:
-    """The leaves with weights, and those that may yet build some (TensorFlow builds in step 1)."""
-    return [leaf for leaf in tree.leaves if own_variables(leaf) or not leaf.built]
 
 
 def _warn_of_idle_stage(stage: Stage, number: int) -> None:

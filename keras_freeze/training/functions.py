@@ -2,7 +2,8 @@
 
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
 `_loss_tracker` (each `compile` makes a new one), `_flatten_layers`, `_jax_state` (JAX only),
-`_distribute_strategy` (TensorFlow only), `_compiled_trainable_state` (3.13 and later only).
+`_distribute_strategy` (TensorFlow only), `_symbolic_build`, `tf.Variable._trainable`,
+`_compiled_trainable_state` (3.13 and later only).
 """
 
 from __future__ import annotations
@@ -23,14 +24,21 @@ def is_in_step(model: Model) -> bool:
     """True if optimizer and step functions belong to the flags that the layers have now."""
     compiled = getattr(model, "_compiled_trainable_state", None) or {}
     fits = optimizer.is_built_on(model.optimizer, model.trainable_variables)
-    return (fits or not is_built(model)) and all(
-        layer.trainable == flag for layer, flag in compiled.items()
-    )
+    return fits and all(layer.trainable == flag for layer, flag in compiled.items())
 
 
 def is_built(model: Model) -> bool:
-    """On TensorFlow, a subclassed model and its optimizer may be built in the first step only."""
+    """True if every layer has its weights."""
     return all(layer.built for layer in model._flatten_layers())
+
+
+def build(model: Model, batch: Any) -> None:
+    """Builds a model from the shapes and dtypes of a batch, as Keras does on JAX and PyTorch.
+
+    On TensorFlow it would build a subclassed model in the first step: too late to freeze it.
+    """
+    if not is_built(model) and batch is not None:
+        model._symbolic_build(data_batch=batch)
 
 
 def take_effect(model: Model, mode: str) -> None:
@@ -42,11 +50,11 @@ def take_effect(model: Model, mode: str) -> None:
         model: a compiled model; on JAX its variables hold their values (`sync` was called).
         mode: `"carry"` or `"reset"`.
     """
+    _watch(model)
     undo: Callable[[], None] | None = None
     try:
-        if is_built(model):
-            with _scope(model):
-                undo = optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
+        with _scope(model):
+            undo = optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
         _make_functions(model)
     except BaseException:
         if undo is not None:
@@ -56,6 +64,18 @@ def take_effect(model: Model, mode: str) -> None:
         layers = model._flatten_layers()
         model._compiled_trainable_state = {layer: layer.trainable for layer in layers}
     _renew_state(model)
+
+
+def _watch(model: Model) -> None:
+    """On TensorFlow, lets the gradient tape see every trainable variable.
+
+    A layer that is frozen first and built later has variables that the tape never watches, in
+    stock Keras too: they train never again, with a warning about missing gradients.
+    """
+    if hasattr(model, "_distribute_strategy"):
+        for variable in model.trainable_variables:
+            for part in getattr(variable.value, "values", [variable.value]):
+                part._trainable = True
 
 
 def _make_functions(model: Model) -> None:

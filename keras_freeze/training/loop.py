@@ -7,12 +7,13 @@ work, and the public ones may stand anywhere. Keras hands a callback no referenc
 the `self` of the frame that calls the hook.
 
 Names used here were tried on Keras 3.12.0 and 3.15.1: `CallbackList.callbacks`, `_async_train`,
-`_async_test`.
+`_async_test`, the local variable `epoch_iterator` of `fit`, `TFEpochIterator._distributed_dataset`.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -30,18 +31,34 @@ def running_callbacks(callback: Any) -> Any:
 
     A list inside a list is passed over: the logs of the outer one are those that `fit` made.
     """
-    found = None
-    frame = inspect.currentframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), keras.Model):
-        owner = frame.f_locals.get("self")
-        found = owner if isinstance(owner, keras.callbacks.CallbackList) else found
-        frame = frame.f_back
-    if found is not None:
-        return found
+    owners = [names.get("self") for names in _locals_below_fit()]
+    lists = [owner for owner in owners if isinstance(owner, keras.callbacks.CallbackList)]
+    if lists:
+        return lists[-1]
     raise FreezeError(
         f"{type(callback).__name__} works inside `model.fit(..., callbacks=[...])`, or in a "
         "`keras.callbacks.CallbackList`. It was called without one."
     )
+
+
+def batch_specification() -> Any:
+    """Returns shapes and dtypes of the batches of the `fit` that runs, on TensorFlow; else None.
+
+    A batch itself would be missing in the training, or shuffle the next ones differently.
+    """
+    *_, names = _locals_below_fit()
+    dataset = getattr(names.get("epoch_iterator"), "_distributed_dataset", None)
+    return getattr(dataset, "element_spec", None)
+
+
+def _locals_below_fit() -> Iterator[dict[str, Any]]:
+    """The local variables of the functions that run, from the innermost one to `fit`."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame.f_locals
+        if isinstance(frame.f_locals.get("self"), keras.Model):
+            return
+        frame = frame.f_back
 
 
 def all_callbacks(callback_list: Any) -> list[Any]:
