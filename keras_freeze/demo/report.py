@@ -81,7 +81,8 @@ def save_plot(results: Sequence[Result], output: Path) -> None:
 def _draw_panel(axes: Any, results: Sequence[Result], key: str, title: str) -> None:
     for name in _names(results):
         curves = np.array([result.history[key] for result in _of(results, name)])
-        epochs = np.arange(1, curves.shape[1] + 1)
+        every = _of(results, name)[0].epochs // curves.shape[1]
+        epochs = every * np.arange(1, curves.shape[1] + 1)
         axes.plot(epochs, curves.mean(axis=0), label=name, **STYLES[name])
         color = STYLES[name]["color"]
         axes.fill_between(epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.12)
