@@ -6,10 +6,11 @@ import importlib.util
 import os
 import tempfile
 
-# The same small models are compiled over and over: JAX keeps what it compiled, for this run only.
-_COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # The same small models are compiled over and over: JAX keeps what it compiled, for this run.
+    _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "KERAS_BACKEND" not in os.environ:
     installed = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]

@@ -17,13 +17,13 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_freeze.training.patch import attribute
+from keras_freeze.training.patch import Patch, attribute
 
 Optimizer = Any
 Variable = Any
@@ -55,22 +55,17 @@ def set_births(optimizer: Optimizer, births: dict[Any, int]) -> None:
         _BIRTHS.pop(optimizer, None)
 
 
-@contextmanager
-def own_ages(births: list[tuple[Optimizer, dict[Any, int]]]) -> Iterator[None]:
-    """While this is open, each optimizer updates its variables by their own ages."""
-    with ExitStack() as stack:
-        for optimizer, born in births:
-            update = functools.partial(_update, optimizer, optimizer._backend_update_step, born)
-            average = functools.partial(
-                _average, optimizer, optimizer._update_model_variables_moving_average, born
-            )
-            clip = functools.partial(_clip, optimizer, optimizer._clip_gradients, born)
-            stack.enter_context(attribute(optimizer, "_backend_update_step", update))
-            stack.enter_context(attribute(optimizer, "_clip_gradients", clip))
-            stack.enter_context(
-                attribute(optimizer, "_update_model_variables_moving_average", average)
-            )
-        yield
+def own_ages(optimizer: Optimizer, births: dict[Any, int]) -> list[Patch]:
+    """Returns what makes an optimizer update its variables by their own ages."""
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "_backend_update_step": _update,
+        "_clip_gradients": _clip,
+        "_update_model_variables_moving_average": _average,
+    }
+    return [
+        (optimizer, name, functools.partial(stand_in, optimizer, getattr(optimizer, name), births))
+        for name, stand_in in stand_ins.items()
+    ]
 
 
 def _update(

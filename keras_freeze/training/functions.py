@@ -14,8 +14,8 @@ from typing import Any
 
 from keras_freeze.graph.tree import Layer, LayerTree
 from keras_freeze.training import ages, optimizer
-from keras_freeze.training.inference import frozen_calls, in_inference
-from keras_freeze.training.patch import attribute
+from keras_freeze.training.inference import frozen_calls
+from keras_freeze.training.patch import attribute, attributes
 
 Model = Any
 
@@ -151,13 +151,13 @@ class GuardedStep:
         Args:
             made: the model's train function was made under these flags and never called.
         """
-        self.calls = frozen_calls(self.tree, self.base)
-        members = optimizer.leaves(self.model.optimizer)
-        births = [(member, ages.births_of(member)) for member in members]
-        self.births = [(member, born) for member, born in births if born]
+        self.patches = frozen_calls(self.tree, self.base)
+        for member in optimizer.leaves(self.model.optimizer):
+            if births := ages.births_of(member):
+                self.patches += ages.own_ages(member, births)
         self.compiled = self.model._loss_tracker
         self.train = None
-        if self.calls or self.births:
+        if self.patches:
             if not made:
                 make_train_function(self.model)
             self.train = self.model.train_function
@@ -182,5 +182,5 @@ class GuardedStep:
             # Ctrl-C came between arming and the step, and this is another fit: give way.
             self.model.make_train_function()
             return self.model.train_function(*args)
-        with in_inference(self.calls), ages.own_ages(self.births):
+        with attributes(self.patches):
             return self.train(*args)

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_freeze.graph.tree import Layer, LayerTree
-from keras_freeze.training.patch import attribute
+from keras_freeze.training.patch import Patch
 from keras_freeze.training.trainable import is_batch_norm
 
 
-def frozen_calls(tree: LayerTree, base: list[Layer]) -> list[tuple[Layer, Callable[..., Any]]]:
-    """Returns the frozen layers whose `call` knows `training`, each with its stand-in for `call`.
+def frozen_calls(tree: LayerTree, base: list[Layer]) -> list[Patch]:
+    """Returns a stand-in for `call` of each frozen layer whose `call` knows `training`.
 
     Args:
         tree: the whole model.
@@ -29,14 +28,14 @@ def frozen_calls(tree: LayerTree, base: list[Layer]) -> list[tuple[Layer, Callab
             leaves below it are leaves of the base and none is trainable.
     """
     inside = {id(leaf) for leaf in base}
-    calls: list[tuple[Layer, Callable[..., Any]]] = []
+    calls: list[Patch] = []
     for layer in tree:
         below = tree.below(layer)
         frozen = all(id(leaf) in inside and not leaf.trainable for leaf in below)
         if below and frozen and not is_batch_norm(layer) and not _only_hands_on(layer):
             position = _position_of_training(layer)
             if position is not None:
-                calls.append((layer, functools.partial(_call, layer.call, position)))
+                calls.append((layer, "call", functools.partial(_call, layer.call, position)))
     return calls
 
 
@@ -55,12 +54,3 @@ def _call(call: Callable[..., Any], position: int, *args: Any, **kwargs: Any) ->
     if len(args) > position:
         return call(*args[:position], False, *args[position + 1 :], **kwargs)
     return call(*args, **{**kwargs, "training": False})
-
-
-@contextmanager
-def in_inference(calls: list[tuple[Layer, Callable[..., Any]]]) -> Iterator[None]:
-    """While this is open, the frozen layers answer `call` in inference mode."""
-    with ExitStack() as stack:
-        for layer, call in calls:
-            stack.enter_context(attribute(layer, "call", call))
-        yield

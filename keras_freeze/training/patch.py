@@ -1,26 +1,36 @@
-"""Sets an attribute of a Keras object for a while."""
+"""Sets attributes of Keras objects for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+Patch = tuple[Any, str, Any]  # owner, name of the attribute, value
 
 _MISSING = object()
 
 
 @contextmanager
-def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """While this is open, `owner.name` is `value`; then all is as it was, whatever happened.
+def attributes(patches: Sequence[Patch]) -> Iterator[None]:
+    """While this is open, each `owner.name` is its value; then all is as it was, come what may.
 
-    The attribute is set on the object itself, past Keras' tracking of variables and layers.
+    The attribute is set on the object itself, past Keras' tracking of variables and layers. One
+    plain loop: this is entered at each step.
     """
-    before = vars(owner).get(name, _MISSING)
-    object.__setattr__(owner, name, value)
+    before = [owner.__dict__.get(name, _MISSING) for owner, name, _ in patches]
     try:
+        for owner, name, value in patches:
+            object.__setattr__(owner, name, value)
         yield
     finally:
-        if before is _MISSING:
-            object.__delattr__(owner, name)
-        else:
-            object.__setattr__(owner, name, before)
+        for (owner, name, _), old in zip(patches, before, strict=True):
+            if old is _MISSING:
+                owner.__dict__.pop(name, None)
+            else:
+                object.__setattr__(owner, name, old)
+
+
+def attribute(owner: Any, name: str, value: Any) -> AbstractContextManager[None]:
+    """`attributes` for a single one."""
+    return attributes([(owner, name, value)])
