@@ -22,6 +22,9 @@ from hypothesis import HealthCheck, settings
 
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=SLOW)
+settings.register_profile(
+    "quick", derandomize=True, deadline=None, suppress_health_check=SLOW, max_examples=25
+)
 settings.register_profile("search", deadline=None, suppress_health_check=SLOW, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
