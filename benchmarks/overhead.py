@@ -4,8 +4,6 @@
 
 Both sides run in one process, in turns, on the same data and the same trainable layers.
 
-- own: the time a step spends in code of the callbacks, measured around it (median over the steps),
-  as a share of the step. On a noisy machine this alone can tell 1 %.
 - own: time that a step spends in the hooks of the callbacks and in the guard around the train
   function, by a clock around them; the median of the epochs, beside the median step.
 - steady: epochs with FreezeBase, GradualUnfreeze and RecompileOnTrainableChange (no stage is

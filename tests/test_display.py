@@ -143,6 +143,18 @@ def test_freeze_base_alone(capsys):
         assert found == {"Stage 0 (frozen base) from epoch 1/3": expected}
 
 
+def test_layers_of_one_name_are_told_apart_by_their_paths(capsys):
+    blocks = [
+        keras.Sequential([keras.Input((6,)), L.Dense(6, name="same")], name=name) for name in "ab"
+    ]
+    base = keras.Sequential([keras.Input((6,)), *blocks], name="base")
+    net = keras.Sequential([base, L.Dense(1, name="head")])
+    net.compile(keras.optimizers.SGD(0.25), "mse", run_eagerly=True)
+    fit(net, GradualUnfreeze({1: "b/same", 2: "a/same"}), verbose=0)
+    out = capsys.readouterr().out
+    position(out, "thawed         base/b/same", "thawed         base/a/same")
+
+
 def test_numbers_are_readable(capsys):
     """Thousands are grouped, and a rate is as short as it can be."""
     inputs = keras.Input((1000,))

@@ -233,6 +233,45 @@ def test_equals_two_fits(name, policy):
     assert set(seen) - set(expected) == {"stage", "trainable_params", "learning_rate"}
 
 
+class TwoInputs(L.Layer):
+    """Its `call` takes any number of inputs, so `training` is known by its keyword alone."""
+
+    def call(self, *inputs, training=None):
+        return inputs[0] + 10 * inputs[1]
+
+
+def test_a_second_input_is_not_taken_for_training():
+    losses = []
+    for callbacks in ([], [FreezeBase("sum")]):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        summed = TwoInputs(name="sum")(inputs, inputs)
+        whole = keras.Model(inputs, L.Dense(1, name="head")(summed))
+        whole.compile(keras.optimizers.SGD(0.0), "mse")
+        losses.append(fit(whole, Mode(), epochs=1, callbacks=callbacks).history["loss"])
+    assert losses[0] == losses[1]
+
+
+class WithSpare(keras.Model):
+    """Holds a layer that it never calls, and so never builds."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.head, self.spare = base(), L.Dense(1, name="head"), L.Dense(3, name="spare")
+
+    def call(self, inputs):
+        return self.head(self.base(inputs))
+
+
+def test_a_layer_that_is_never_called_is_no_hindrance():
+    whole = WithSpare()
+    whole(X[:1])
+    whole.compile(keras.optimizers.SGD(0.1), "mse")
+    before = weights(whole)
+    fit(whole, Mode(), epochs=2, callbacks=[FreezeBase("base"), GradualUnfreeze({1: "b2"})])
+    assert changed(before, weights(whole)) == {"b2", "head"}
+
+
 def test_what_was_frozen_before_it_was_built_trains_once_it_is_thawed():
     """In stock Keras it doesn't on TensorFlow, also after `compile`."""
     keras.utils.set_random_seed(0)

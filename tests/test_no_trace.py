@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from keras_freeze import FreezeBase, GradualUnfreeze
-from tests.builders import assert_equal, data, layer, nested, weights
+from keras_freeze.training import patch
+from tests.builders import L, assert_equal, data, layer, nested, weights
 
 X, Y = data(16)
 BATCHES = 2
@@ -158,6 +159,33 @@ def test_after_an_error_in_the_train_step(steps):
         fit(model, ours(), validation_data=None)
     assert traces(model) == []
     assert_equal(weights(model), before)
+
+
+def test_ctrl_c_while_the_step_is_tidied_up():
+    """At each line of it."""
+    patched = [L.Dense(1) for _ in range(3)]
+    put_back = patch._put_back.__code__
+
+    def interrupted(line):
+        seen = itertools.count(1)
+
+        def local(frame, event, arg):
+            if event == "line" and next(seen) == line:
+                raise KeyboardInterrupt
+            return local
+
+        before = sys.gettrace()
+        sys.settrace(lambda frame, *_: local if frame.f_code is put_back else None)
+        try:
+            with patch.attributes([(each, "call", None) for each in patched]):
+                pass
+        finally:
+            sys.settrace(before)
+
+    for line in range(5, 15):  # the first four are before the loop
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(line)
+        assert not any("call" in vars(each) for each in patched)
 
 
 def batches(count):

@@ -13,7 +13,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
+from keras_freeze import (
+    FreezeBase,
+    FreezeError,
+    GradualUnfreeze,
+    RecompileOnTrainableChange,
+    Stage,
+)
 from keras_freeze.training import ages, optimizer
 from tests.builders import BACKEND, RATE, changed, compiled, data, layer, nested, weights
 
@@ -119,6 +125,73 @@ def test_a_saved_model_brings_its_optimizer_back(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(values, expected, strict=True))
     assert any(values[2].flat)  # not all zero
     fit(loaded)
+
+
+def test_weights_set_between_two_fits_are_not_overwritten_by_old_averages():
+    model = eager(lambda rate: optimizers.SGD(rate, use_ema=True))
+    fit(model, thawing(), epochs=3)
+    model.set_weights([value + 1 for value in model.get_weights()])
+    before = weights(model)
+    fit(model, thawing(), epochs=1)
+    assert changed(before, weights(model)) == {"head"}
+
+
+@pytest.mark.parametrize(("start", "expected"), [(0, 2.0**-6), (3, 2.0**-6), (1, 2.0**-8)])
+def test_a_reset_forgets_the_rate_of_earlier_stages_also_in_a_later_fit(start, expected):
+    stages = [Stage(1, "b3", learning_rate=2.0**-8), Stage(2, "b2"), Stage(3, None, "b3")]
+    thaw = [FreezeBase(), GradualUnfreeze(stages, optimizer="reset", verbose=0)]
+    model = eager(optimizers.Adam)
+    uninterrupted = fit(model, thaw, epochs=4).history["learning_rate"]
+    assert uninterrupted == [2.0**-6, 2.0**-8, 2.0**-6, 2.0**-6]
+    assert fit(model, thaw, initial_epoch=start, epochs=4).history["learning_rate"][0] == expected
+
+
+class OwnSlots(optimizers.Optimizer):
+    """A user's optimizer with its momenta in a dictionary, or in one variable for all."""
+
+    def __init__(self, rate, in_dictionary):
+        super().__init__(learning_rate=rate)
+        self.in_dictionary = in_dictionary
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        made = {self._var_key(v): self.add_variable_from_reference(v, name="m") for v in variables}
+        self.momenta = made if self.in_dictionary else (tuple(made.values()),)
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self.in_dictionary:
+            momentum = self.momenta[self._var_key(variable)]
+        else:
+            momentum = self.momenta[0][self._get_variable_index(variable)]
+        self.assign(momentum, momentum * 0.5 + gradient)
+        self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * momentum)
+
+
+def test_slots_in_a_dictionary_are_carried():
+    model = eager(lambda rate: OwnSlots(rate, in_dictionary=True))
+    head, seen = layer(model, "head").kernel, []
+
+    def note(epoch, logs=None):
+        slot = model.optimizer.momenta[model.optimizer._var_key(head)]
+        seen.append(np.array(keras.ops.convert_to_numpy(slot)))
+
+    watch = keras.callbacks.LambdaCallback(on_epoch_begin=note, on_epoch_end=note)
+    fit(model, [*thawing(), watch], epochs=3)
+    assert np.any(seen[1])
+    assert np.array_equal(seen[1], seen[2])
+    assert np.array_equal(seen[3], seen[4])
+
+
+def test_slots_that_cannot_be_carried_are_refused_before_the_first_step():
+    model = eager(lambda rate: OwnSlots(rate, in_dictionary=False))
+    before = weights(model)
+    with pytest.raises(FreezeError, match=r"OwnSlots.*optimizer='reset'"):
+        fit(model, thawing(), epochs=3)
+    assert not changed(before, weights(model))
+    fit(model, thawing("reset"), epochs=3)
+    assert changed(before, weights(model)) == {"b1", "b2", "b3", "head"}
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
@@ -280,7 +353,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counted, list[Any]]:
     """A compiled model, and a list that gets an item at each rebuild of its optimizer."""
     model, rebuilds = new_counted(), []
     plain = optimizer.rebuild
-    monkeypatch.setattr(optimizer, "rebuild", lambda *args: rebuilds.append(args) or plain(*args))
+    monkeypatch.setattr(
+        optimizer, "rebuild", lambda *args, **kw: rebuilds.append(args) or plain(*args, **kw)
+    )
     return model, rebuilds
 
 

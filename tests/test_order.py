@@ -7,7 +7,7 @@ import random
 import keras
 import pytest
 
-from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange
+from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
 from tests.builders import BACKEND, assert_equal, changed, compiled, data, nested, weights
 
 C = keras.callbacks
@@ -100,6 +100,58 @@ def test_order_makes_no_difference(others, stages, rates, tmp_path):
         found = run(others, tmp_path / str(seed), seed)
         assert_equal(found[0], expected)
         assert found[1:] == (history, log, names)
+
+
+def test_a_rate_set_when_the_run_begins_holds_in_any_order():
+    class Sets(C.Callback):
+        def on_train_begin(self, logs=None):
+            self.model.optimizer.learning_rate = 0.5
+
+    for callbacks in ([Sets(), *ours()], [*ours(), Sets()]):
+        assert fit(model_for(), callbacks)["learning_rate"] == [0.5, 0.5]
+
+
+def test_a_change_of_rate_does_not_outlive_an_interrupted_fit():
+    class Sets(C.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.125
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    model = model_for()
+    stages = GradualUnfreeze([Stage(1, "b3", learning_rate=0.25)], verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [FreezeBase(), stages, Sets()], epochs=4)
+    rates = fit(model, [FreezeBase(), stages])["learning_rate"]
+    assert rates == pytest.approx([0.1, 0.25])
+
+
+def test_a_stage_holds_though_another_callback_set_its_flags_before():
+    model, before = model_for(), {}
+    base = model.get_layer("base")
+
+    def thaw(epoch, logs):
+        before.update(weights(model))
+        base.trainable = True
+
+    leftover = C.LambdaCallback(on_epoch_end=lambda epoch, logs: epoch or thaw(epoch, logs))
+    fit(model, [FreezeBase(), GradualUnfreeze({1: "all"}, verbose=0), leftover])
+    assert changed(before, weights(model)) == {"b1", "b2", "b3", "head"}
+
+
+def test_compile_in_the_middle_takes_effect():
+    """Keras itself stops with an error about a train function that is None."""
+
+    class Compiles(C.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.compile(keras.optimizers.SGD(0.25), "mae")
+
+    model = model_for()
+    stages = GradualUnfreeze({2: "b3"}, optimizer="reset", verbose=0)
+    history = fit(model, [FreezeBase(), stages, Compiles()], epochs=4)
+    assert history["stage"] == [0, 0, 1, 1]
+    assert history["learning_rate"] == pytest.approx([0.1, 0.25, 0.25, 0.25])
 
 
 def test_looking_on_makes_no_difference(tmp_path):

@@ -106,6 +106,7 @@ class _Last(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the end of epoch {epoch + 1}")
+        self.conductor.keep_rates()  # now: a `fit` that raises never comes to its end
         self.conductor.show()  # the bar is done
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -119,7 +120,7 @@ class Conductor:
     def __init__(self, callback_list: Any, model: Any):
         _check_optimizer(model)
         functions.build(model, loop.batch_specification())
-        _check_built(model)
+        _check_built(model, [] if model.built else LayerTree(model).leaves)
         self.callback_list = callback_list
         self.model = model
         ours = [c for c in loop.all_callbacks(callback_list) if isinstance(c, Participant)]
@@ -127,13 +128,14 @@ class Conductor:
         self.gradual: Any = _at_most_one([c for c in ours if c.role == "schedule"])
         self.recompile: Any = _at_most_one([c for c in ours if c.role == "watch"])
         self.plan = self._make_plan()
-        self.original = rates.original_rates(model.optimizer)
+        _check_built(model, self.plan.ruled)
+        self.rated: Any = None  # the optimizer of which `_original_rates` were read
         self.number = -1  # no stage yet
         self.epoch = 0
         self.changes = 0  # of other callbacks
         self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
         self.flags = flags_of(self.plan.tree)
-        self.names = self._trainable_names()
+        self.trainable = self._trainable_leaves()
         self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
         # Flags can change between two steps only if another callback has hooks there.
         self.watched = loop.acting_hooks(callback_list, UNAWARE) if self.recompile else set()
@@ -163,18 +165,22 @@ class Conductor:
 
     def _enter(self, number: int, *, first: bool) -> None:
         stage = self.plan.stage(number)
-        mode = (stage and stage.optimizer) or (self.gradual.optimizer if self.gradual else "carry")
+        mode = self._mode(stage)
         if first and stage is not None:
             self._warn_of_untrained_head()
-        before = self.names
+        if first and "carry" in self._modes():
+            functions.check_carry(self.model)
+        before = self.trainable
         functions.sync(self.model)
         with self._all_or_nothing():
             changed = apply_flags(self.plan.tree, self.plan.flags[number])
             reset = mode == "reset" and (changed or not first)
             new_functions = self._set_rates(number, reset=reset, first=first)
-            stale = first and not functions.is_in_step(self.model)
+            # Another callback may have set the flags of this stage before.
+            stale = not functions.is_in_step(self.model)
             if changed or reset or new_functions or stale:
-                functions.take_effect(self.model, "reset" if reset else "carry")
+                mode_now = "reset" if reset else "carry"
+                functions.take_effect(self.model, mode_now, in_fit=not first)
                 self._note_change()
             elif first:
                 self.step.refresh(made=False)
@@ -192,16 +198,33 @@ class Conductor:
 
     def _set_rates(self, number: int, *, reset: bool, first: bool) -> bool:
         """A stage's own rate; else the original one after a reset or at the start of a run."""
-        given = [self.plan.stage(n) for n in range(1, number + 1)]
-        if reset or not first:
-            given = given[-1:]
-        set_before = [stage.learning_rate for stage in given if stage and stage.learning_rate]
-        count = len(self.original)
-        if set_before:
-            return rates.set_rates(self.model.optimizer, [set_before[-1]] * count)
-        if (reset or first) and rates.rates_of(self.model.optimizer) != self.original:
-            return rates.set_rates(self.model.optimizer, self.original)
-        return False
+        rate = None
+        for earlier in range(1 if first else number, number + 1):
+            stage = self.plan.stage(earlier)
+            if stage and (stage.learning_rate or self._mode(stage) == "reset"):
+                rate = stage.learning_rate
+        if rate is None and not (reset or first):
+            return False
+        original = self._original_rates()
+        wanted = original if rate is None else [rate] * len(original)
+        if rates.rates_of(self.model.optimizer) == wanted:
+            return False
+        return rates.set_rates(self.model.optimizer, wanted)
+
+    def _original_rates(self) -> list[Any]:
+        """The rates that were compiled, or set since; read after every `on_train_begin`."""
+        if self.rated is not self.model.optimizer:
+            self.rated = self.model.optimizer
+            self.original = rates.original_rates(self.rated)
+        return self.original
+
+    def _mode(self, stage: Any) -> str:
+        return (stage and stage.optimizer) or (self.gradual.optimizer if self.gradual else "carry")
+
+    def _modes(self) -> set[str]:
+        """How the changes of this run may treat the optimizer."""
+        modes = {self._mode(stage) for stage in self.plan.schedule or ()}
+        return modes | ({self.recompile.optimizer} if self.recompile else set())
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -229,7 +252,7 @@ class Conductor:
         """With RecompileOnTrainableChange: a change by another callback takes effect now."""
         if self.recompile is None or not differ(self.flags, flags_of(self.plan.tree)):
             return
-        before = self.names
+        before = self.trainable
         functions.sync(self.model)
         open_containers(self.plan.tree)
         functions.take_effect(self.model, self.recompile.optimizer)
@@ -244,7 +267,7 @@ class Conductor:
 
     def _note_change(self) -> None:
         self.flags = flags_of(self.plan.tree)
-        self.names = self._trainable_names()
+        self.trainable = self._trainable_leaves()
         self.step.refresh(made=True)
 
     def logs(self) -> dict[str, float]:
@@ -265,8 +288,12 @@ class Conductor:
     def end(self) -> None:
         """The fit is over."""
         self.show()
-        rates.keep_original(self.model.optimizer, self.original)
+        self.keep_rates()
         self.leave()
+
+    def keep_rates(self) -> None:
+        """Whatever other callbacks make of the rates, the next `fit` begins at the original."""
+        rates.keep_original(self.model.optimizer, self._original_rates())
 
     def leave(self) -> None:
         """Takes the hooks out of the list of callbacks."""
@@ -281,18 +308,27 @@ class Conductor:
         epochs = (self.callback_list.params or {}).get("epochs")
         return f"from epoch {self.epoch + 1}" + (f"/{epochs}" if epochs else "")
 
-    def _trainable_names(self) -> list[str]:
-        leaves = [leaf for leaf in self.plan.tree.leaves if own_variables(leaf)]
-        return [leaf.name for leaf in leaves if leaf.trainable]
+    def _trainable_leaves(self) -> dict[int, str]:
+        """Names by id; where several layers have a name, their paths."""
+        tree = self.plan.tree
+        leaves = [leaf for leaf in tree.leaves if own_variables(leaf)]
+        names = [leaf.name for leaf in leaves]
+        labels = {
+            id(leaf): leaf.name if names.count(leaf.name) == 1 else tree.paths(leaf)[0]
+            for leaf in leaves
+        }
+        return {id(leaf): labels[id(leaf)] for leaf in leaves if leaf.trainable}
 
-    def _report(self, title: str, when: str, before: list[str], optimizer_did: str) -> StageReport:
-        now = self._trainable_names()
+    def _report(
+        self, title: str, when: str, before: dict[int, str], optimizer_did: str
+    ) -> StageReport:
+        now = self.trainable
         trainable = count_params(self.model.trainable_variables)
         return StageReport(
             title=title,
             when=when,
-            thawed=[name for name in now if name not in before],
-            frozen=[name for name in before if name not in now],
+            thawed=[name for key, name in now.items() if key not in before],
+            frozen=[name for key, name in before.items() if key not in now],
             trainable_params=trainable,
             frozen_params=int(self.model.count_params()) - trainable,
             rates=rates.log_rates(self.model.optimizer),
@@ -309,9 +345,9 @@ def _check_optimizer(model: Any) -> None:
         )
 
 
-def _check_built(model: Any) -> None:
-    if not functions.is_built(model):
-        unbuilt = [layer.name for layer in LayerTree(model) if not layer.built]
+def _check_built(model: Any, leaves: list[Any]) -> None:
+    unbuilt = [layer.name for layer in leaves if not layer.built]
+    if unbuilt:
         raise FreezeError(
             f"`model` must be built before its layers can be frozen: {unbuilt[:5]} aren't. Call it "
             "on one batch first, model(images[:1]), or use model.build(input_shape). "

@@ -37,6 +37,11 @@ class Plan:
     def base_leaves(self) -> list[Layer]:
         return [leaf for base in self.bases for leaf in base.leaves]
 
+    @property
+    def ruled(self) -> list[Layer]:
+        """The leaves that a stage, or the freezing of a base, says something of."""
+        return [leaf for leaf in self.tree.leaves if any(id(leaf) in f for f in self.flags)]
+
     def stage(self, number: int) -> Stage | None:
         """The stage of that number; None before the first."""
         return self.schedule[number] if self.schedule is not None and number else None

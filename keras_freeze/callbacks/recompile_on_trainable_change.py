@@ -20,7 +20,8 @@ class RecompileOnTrainableChange(Participant):
     `GradualUnfreeze` numbers the stages, `stage`: the number of changes so far.
 
     Args:
-        optimizer: `"carry"` or `"reset"`, as in `GradualUnfreeze`.
+        optimizer: `"carry"` or `"reset"`, as in `GradualUnfreeze`; the learning rate stays what
+            it is with both.
         verbose: 0 = silent, 1 = prints each change, between two progress bars.
 
     Raises:

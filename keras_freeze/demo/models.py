@@ -25,7 +25,7 @@ def build_base() -> Any:
 
 def _block(x: Any, name: str, width: int) -> Any:
     x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_conv")(x)
-    # Keras' 0.99 would still remember its start after the 120 steps from scratch.
+    # Keras' 0.99 would still remember its start after the 90 steps from scratch.
     x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x)
 

@@ -22,8 +22,9 @@ class Stage:
     Args:
         at: the epoch, counted from 0 as in Keras, at whose beginning the stage begins.
         unfreeze: a selector of the layers that become trainable (see `select_layers`). Names and
-            patterns are looked up in the base first, then in the rest of the model; indices and
-            percentages count within the base.
+            patterns are looked up in the base first, then in the rest of the model; slices, indices
+            and percentages count within the base. A layer outside the base is frozen before the
+            first stage that thaws it, and trainable before the first that freezes it.
         freeze: a selector of the layers that are frozen. A layer in both ends up frozen nowhere:
             that is an error.
         learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`; `None`

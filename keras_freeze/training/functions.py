@@ -41,7 +41,15 @@ def build(model: Model, batch: Any) -> None:
         model._symbolic_build(data_batch=batch)
 
 
-def take_effect(model: Model, mode: str) -> None:
+def check_carry(model: Model) -> None:
+    """Raises `FreezeError` if `"carry"` can't match the optimizer's state to its variables."""
+    if not model.optimizer.built:  # TensorFlow would build it in the first step
+        with _scope(model):
+            model.optimizer.build(model.trainable_variables)
+    optimizer.check_carry(model.optimizer)
+
+
+def take_effect(model: Model, mode: str, *, in_fit: bool = True) -> None:
     """Makes a change of flags complete inside `fit`, without `compile`.
 
     Loss, metrics, `stop_training` and History are not touched.
@@ -49,12 +57,14 @@ def take_effect(model: Model, mode: str) -> None:
     Args:
         model: a compiled model; on JAX its variables hold their values (`sync` was called).
         mode: `"carry"` or `"reset"`.
+        in_fit: False before the first step of a `fit`.
     """
     _watch(model)
     undo: Callable[[], None] | None = None
     try:
         with _scope(model):
-            undo = optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
+            variables = model.trainable_variables
+            undo = optimizer.rebuild(model.optimizer, variables, mode, in_fit=in_fit)
         _make_functions(model)
     except BaseException:
         if undo is not None:
@@ -165,8 +175,10 @@ class GuardedStep:
 
     def arm(self) -> None:
         """Lets the next step, and that alone, run through the guard."""
-        if self.model._loss_tracker is not self.compiled:
-            self.refresh(made=False)  # another callback compiled the model
+        if self.model._loss_tracker is not self.compiled:  # another callback compiled the model
+            sync(self.model)
+            take_effect(self.model, "carry")
+            self.refresh(made=True)
         if self.train is not None:
             self.fit = getattr(self.model, "history", None)
             self._put(self)

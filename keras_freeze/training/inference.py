@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +46,11 @@ def _only_hands_on(layer: Layer) -> bool:
 
 
 def _position_of_training(layer: Layer) -> int | None:
-    names = list(inspect.signature(layer.call).parameters)
-    return names.index("training") if "training" in names else None
+    """Where `training` stands among the positional arguments of `call`; None if it has none."""
+    for position, parameter in enumerate(inspect.signature(layer.call).parameters.values()):
+        if parameter.name == "training":
+            return sys.maxsize if parameter.kind is parameter.KEYWORD_ONLY else position
+    return None
 
 
 def _call(call: Callable[..., Any], position: int, *args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 
+from keras_freeze.errors import FreezeError
 from keras_freeze.training import ages
 
 Optimizer = Any
@@ -52,13 +53,17 @@ def is_built_on(optimizer: Optimizer, variables: list[Variable]) -> bool:
     return len(held) == len(variables) and all(a is b for a, b in zip(held, variables, strict=True))
 
 
-def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> Callable[[], None]:
+def rebuild(
+    optimizer: Optimizer, variables: list[Variable], mode: str, *, in_fit: bool = True
+) -> Callable[[], None]:
     """Makes `optimizer` one of exactly `variables`.
 
     Args:
         optimizer: a Keras optimizer, wrapped or not. Stays the same object.
         variables: the model's trainable variables, in the model's order.
         mode: `"carry"` or `"reset"`.
+        in_fit: False before the first step. Averages are then those of an earlier `fit`, which its
+            end has put into the weights; these may have been set anew since.
 
     Returns:
         A function that undoes it. An exception in the middle undoes it as well.
@@ -70,7 +75,8 @@ def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> Calla
             state.undo()
 
     try:
-        _finalize_average(optimizer, variables if mode == "carry" else [])
+        if in_fit:
+            _finalize_average(optimizer, variables if mode == "carry" else [])
         for state in saved:
             state.clear()
         optimizer.build(variables)
@@ -80,6 +86,24 @@ def rebuild(optimizer: Optimizer, variables: list[Variable], mode: str) -> Calla
     except BaseException:  # also Ctrl-C: never leave half an optimizer behind
         undo()
         raise
+
+
+def check_carry(optimizer: Optimizer) -> None:
+    """Raises if the optimizer has state that can't be matched to its variables.
+
+    Raises:
+        FreezeError: a built optimizer keeps variables in another way than Keras' own do.
+    """
+    for member in leaves(optimizer):
+        slots = [slot for _, held in _slot_lists(member) for slot in held]
+        known = {id(v) for v in (*slots, *vars(member).values()) if v is not None}
+        unknown = [v.name for v in member._variables if id(v) not in known]
+        if member.built and unknown:
+            raise FreezeError(
+                f"`optimizer='carry'` can't carry over the state of {type(member).__name__}: it "
+                f"keeps {unknown[:3]} neither in a list as long as its variables nor in a "
+                "dictionary by variable. Use optimizer='reset'. Received: optimizer='carry'"
+            )
 
 
 def hold(optimizer: Optimizer, variables: list[Variable]) -> None:
@@ -189,11 +213,17 @@ class _State:
 
 
 def _slot_lists(optimizer: Optimizer) -> Iterator[tuple[str, list[Variable | None]]]:
-    """The attributes that hold one variable (or None) for each model variable."""
+    """The attributes that hold one variable (or None) for each model variable.
+
+    A list in Keras' own optimizers; in a user's, it may be a dictionary by `_var_key`.
+    """
     if len(family(optimizer)) > 1:
         return
-    count = len(optimizer._trainable_variables)
+    keys = [optimizer._var_key(variable) for variable in optimizer._trainable_variables]
+    count = len(keys)
     for name, value in list(vars(optimizer).items()):
+        if isinstance(value, dict) and value and all(map(_is_variable, value.values())):
+            yield name, [value.get(key) for key in keys]
         if name in NOT_SLOTS or not isinstance(value, list) or len(value) != count or not count:
             continue
         if all(slot is None or _is_variable(slot) for slot in value):

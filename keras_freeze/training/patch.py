@@ -24,11 +24,25 @@ def attributes(patches: Sequence[Patch]) -> Iterator[None]:
             object.__setattr__(owner, name, value)
         yield
     finally:
-        for (owner, name, _), old in zip(patches, before, strict=True):
-            if old is _MISSING:
-                owner.__dict__.pop(name, None)
-            else:
-                object.__setattr__(owner, name, old)
+        _put_back(patches, before)
+
+
+def _put_back(patches: Sequence[Patch], before: list[Any]) -> None:
+    """Puts everything back, also if Ctrl-C comes in the middle of it."""
+    interrupt: KeyboardInterrupt | None = None
+    done = False
+    while not done:
+        try:
+            for (owner, name, _), old in zip(patches, before, strict=True):
+                if old is _MISSING:
+                    owner.__dict__.pop(name, None)
+                else:
+                    object.__setattr__(owner, name, old)
+            done = True
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def attribute(owner: Any, name: str, value: Any) -> AbstractContextManager[None]:

@@ -38,6 +38,11 @@ def freeze(layers: Any, batch_norm: str = "freeze") -> None:
 def unfreeze(layers: Any, batch_norm: str = "freeze") -> None:
     """Makes layers trainable, without `fit`. Compile the model afterwards, as Keras asks.
 
+    The containers above them are opened too, if they were read by `select_layers`, `freeze` or a
+    callback: a layer alone doesn't know what it is in. So after Keras' own
+    `base.trainable = False`, pass `select_layers(model, "name")` rather than
+    `model.get_layer("name")`.
+
     Args:
         layers: a layer or model (all below it is thawed), or a list such as `select_layers`
             returns.
