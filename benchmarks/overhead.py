@@ -35,7 +35,7 @@ import keras
 import numpy as np
 
 from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
-from keras_freeze.callbacks.conductor import _First, _Last
+from keras_freeze.callbacks.hooks import First, Last
 from keras_freeze.training.functions import GuardedStep
 
 NEVER = 10**6
@@ -126,8 +126,8 @@ def own(make, x, y, batch, epochs) -> dict[str, float]:
     """Microseconds a step in our code, and of the whole step."""
     clock, seconds = Clock(), []
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seconds.append(clock.seconds))
-    timed = [(_First, "on_train_batch_begin"), (_First, "on_train_batch_end")]
-    timed += [(_Last, "on_train_batch_begin"), (GuardedStep, "__call__")]
+    timed = [(First, "on_train_batch_begin"), (First, "on_train_batch_end")]
+    timed += [(Last, "on_train_batch_begin"), (GuardedStep, "__call__")]
     refresh = GuardedStep.refresh
 
     def refreshed(step, *, made):

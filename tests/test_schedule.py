@@ -148,6 +148,7 @@ def test_a_stage_can_not_be_changed():
     stage = Stage(3, "a")
     with pytest.raises(AttributeError):
         stage.at = 4  # type: ignore[misc]
+    assert len({Stage(3, ["a"]), Stage(3, ["a"]), Stage(3, ["b"])}) == 2
 
 
 def test_objects_are_selectors_and_rates_as_they_are():

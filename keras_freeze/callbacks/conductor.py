@@ -1,10 +1,4 @@
-"""Runs the plan of one `fit`: the only place where schedule, engine and report meet.
-
-The public callbacks hold arguments. The first of them that `fit` calls puts two hooks into the
-running list of callbacks, one before and one behind all others, and one conductor behind both. So
-the callbacks may stand in any order, any number of them share one engine, and an instance can be
-used in a second `fit`: nothing of a run is kept on it, nor on the model.
-"""
+"""Runs the plan of one `fit`: the only place where schedule, engine and report meet."""
 
 from __future__ import annotations
 
@@ -35,95 +29,21 @@ from keras_freeze.training.trainable import (
 UNAWARE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
 
 
-class Participant(keras.callbacks.Callback):
-    """What the public callbacks share: the first one called sets up the run for all.
+class Conductor:
+    """The state of one `fit`.
 
-    Attributes:
-        role: which of the conductor's parts the callback's arguments are for.
+    Args:
+        callback_list: the list of callbacks of the `fit`.
+        model: the model that is fitted.
+        ours: the public callbacks in the list.
     """
 
-    role = ""
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        callback_list = loop.running_callbacks(self)
-        if not any(isinstance(callback, _First) for callback in callback_list.callbacks):
-            conductor = Conductor(callback_list, self.model)
-            loop.enclose(callback_list, _First(conductor), _Last(conductor))
-
-
-class _First(keras.callbacks.Callback):
-    """Before every other callback: the stage begins, the logs are completed."""
-
-    def __init__(self, conductor: Conductor):
-        super().__init__()
-        self.conductor = conductor
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.leave()  # left over in a user's CallbackList by a fit that raised
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.begin_epoch(epoch)
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.before_others_act(loop.TRAIN_HOOKS)
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.before_others_act(loop.TRAIN_END_HOOKS)
-
-    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.before_others_act(loop.TEST_HOOKS)
-
-    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.before_others_act(loop.TEST_END_HOOKS)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if logs is not None:
-            logs.update(self.conductor.logs())
-
-
-class _Last(keras.callbacks.Callback):
-    """Behind every other callback: sees what they changed, right before the step."""
-
-    def __init__(self, conductor: Conductor):
-        super().__init__()
-        self.conductor = conductor
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.settle(f"from epoch {epoch + 1}")
-        self.conductor.show()  # below "Epoch 3/20", above the bar
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if batch == 0 or self.conductor.watched:
-            self.conductor.settle(f"from step {batch + 1} of epoch {self.conductor.epoch + 1}")
-        self.conductor.step.arm()
-
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.settle(f"from the validation of epoch {self.conductor.epoch + 1}")
-
-    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.conductor.watched:
-            self.conductor.settle(f"within the validation of epoch {self.conductor.epoch + 1}")
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.settle(f"from the end of epoch {epoch + 1}")
-        self.conductor.keep_rates()  # now: a `fit` that raises never comes to its end
-        self.conductor.show()  # the bar is done
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.conductor.settle("from the end of the fit")
-        self.conductor.end()
-
-
-class Conductor:
-    """The state of one `fit`."""
-
-    def __init__(self, callback_list: Any, model: Any):
+    def __init__(self, callback_list: Any, model: Any, ours: list[Any]):
         _check_optimizer(model)
         functions.build(model, loop.batch_specification())
         _check_built(model, [] if model.built else LayerTree(model).leaves)
         self.callback_list = callback_list
         self.model = model
-        ours = [c for c in loop.all_callbacks(callback_list) if isinstance(c, Participant)]
         self.freezing = [c for c in ours if c.role == "freeze"]
         self.gradual: Any = _at_most_one([c for c in ours if c.role == "schedule"])
         self.recompile: Any = _at_most_one([c for c in ours if c.role == "watch"])
@@ -289,16 +209,10 @@ class Conductor:
         """The fit is over."""
         self.show()
         self.keep_rates()
-        self.leave()
 
     def keep_rates(self) -> None:
         """Whatever other callbacks make of the rates, the next `fit` begins at the original."""
         rates.keep_original(self.model.optimizer, self._original_rates())
-
-    def leave(self) -> None:
-        """Takes the hooks out of the list of callbacks."""
-        hooks = [c for c in self.callback_list.callbacks if isinstance(c, (_First, _Last))]
-        loop.take_out(self.callback_list, *hooks)
 
     def _is_shown(self, stage: Any) -> bool:
         by_freezing = stage is None and any(callback.verbose for callback in self.freezing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.callbacks.conductor import Participant
+from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import check_choice
 from keras_freeze.training.trainable import BATCH_NORM
 

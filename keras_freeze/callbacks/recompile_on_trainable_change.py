@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from keras_freeze.callbacks.conductor import Participant
 from keras_freeze.callbacks.gradual_unfreeze import OPTIMIZER
+from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import check_choice
 
 

@@ -74,6 +74,10 @@ class Stage:
             object.__setattr__(self, key, value)
         self._check()
 
+    def __hash__(self) -> int:
+        """Stages that are equal have equal epochs; a selector may be a list, which has no hash."""
+        return hash(self.at)
+
     def _check(self) -> None:
         for argument in ("unfreeze", "freeze"):
             selector = getattr(self, argument)
