@@ -169,6 +169,23 @@ class OwnSlots(optimizers.Optimizer):
         self.assign_sub(variable, keras.ops.cast(learning_rate, variable.dtype) * momentum)
 
 
+WRAPPERS = ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
+ALL = [
+    name
+    for name, kind in vars(optimizers).items()
+    if isinstance(kind, type) and issubclass(kind, optimizers.Optimizer) and name not in WRAPPERS
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_optimizer_of_keras_can_be_carried(name):
+    """Muon of Keras 3.12 has its slots in dictionaries by path."""
+    model = eager(getattr(optimizers, name))
+    before = weights(model)
+    fit(model, thawing(), epochs=3)
+    assert changed(before, weights(model)) == {"b1", "b2", "b3", "head"}
+
+
 def test_slots_in_a_dictionary_are_carried():
     model = eager(lambda rate: OwnSlots(rate, in_dictionary=True))
     head, seen = layer(model, "head").kernel, []

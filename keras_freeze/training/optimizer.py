@@ -215,15 +215,16 @@ class _State:
 def _slot_lists(optimizer: Optimizer) -> Iterator[tuple[str, list[Variable | None]]]:
     """The attributes that hold one variable (or None) for each model variable.
 
-    A list in Keras' own optimizers; in a user's, it may be a dictionary by `_var_key`.
+    A list in Keras' own optimizers; in a user's, and in Muon of Keras 3.12, it may be a dictionary
+    by `_var_key` or by path.
     """
     if len(family(optimizer)) > 1:
         return
-    keys = [optimizer._var_key(variable) for variable in optimizer._trainable_variables]
-    count = len(keys)
+    variables = optimizer._trainable_variables
+    count = len(variables)
     for name, value in list(vars(optimizer).items()):
         if isinstance(value, dict) and value and all(map(_is_variable, value.values())):
-            yield name, [value.get(key) for key in keys]
+            yield name, [value.get(optimizer._var_key(v), value.get(v.path)) for v in variables]
         if name in NOT_SLOTS or not isinstance(value, list) or len(value) != count or not count:
             continue
         if all(slot is None or _is_variable(slot) for slot in value):
