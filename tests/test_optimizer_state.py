@@ -180,6 +180,10 @@ ALL = [
 @pytest.mark.parametrize("name", ALL)
 def test_every_optimizer_of_keras_can_be_carried(name):
     """Muon of Keras 3.12 has its slots in dictionaries by path."""
+    if name == "Muon" and BACKEND == "tensorflow" and keras.__version__.startswith("3.12."):
+        with pytest.raises(AttributeError, match="path"):
+            fit(eager(optimizers.Muon))
+        pytest.skip("Keras 3.12 can't use Muon on TensorFlow at all")
     model = eager(getattr(optimizers, name))
     before = weights(model)
     fit(model, thawing(), epochs=3)
