@@ -3,7 +3,7 @@
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
 `_loss_tracker` (each `compile` makes a new one), `_flatten_layers`, `_jax_state` (JAX only),
 `_distribute_strategy` (TensorFlow only), `_symbolic_build`, `tf.Variable._trainable`,
-`_compiled_trainable_state` (3.13 and later only).
+`_compiled_trainable_state` (not in 3.12.0).
 """
 
 from __future__ import annotations
