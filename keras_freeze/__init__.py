@@ -1,15 +1,25 @@
 """Transfer learning in one Keras `fit`: feature extraction, then gradual unfreezing."""
 
+from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
 from keras_freeze.callbacks.recompile_on_trainable_change import RecompileOnTrainableChange
-from keras_freeze.errors import FreezeError, LayerMatchError, ScheduleError
+from keras_freeze.errors import (
+    CacheError,
+    CacheWarning,
+    FreezeError,
+    LayerMatchError,
+    ScheduleError,
+)
 from keras_freeze.graph.selectors import select_layers
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training.trainable import freeze, unfreeze
 
 __all__ = [
+    "BottleneckCache",
+    "CacheError",
+    "CacheWarning",
     "FreezeBase",
     "FreezeError",
     "GradualUnfreeze",

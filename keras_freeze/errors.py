@@ -2,9 +2,11 @@
 
     FreezeError(ValueError)     anything that is wrong with an argument or the model
     |-- ScheduleError           a schedule or one of its stages
-    `-- LayerMatchError         a selector or a base that names no layer of the model
+    |-- LayerMatchError         a selector or a base that names no layer of the model
+    `-- CacheError              an argument of the cache
+    CacheWarning(UserWarning)   the cache steps aside, or finds something that should be known
 
-All of them are raised before the first training step.
+The errors are raised before the first training step. After a warning the run goes on, and is right.
 """
 
 from __future__ import annotations
@@ -46,6 +48,28 @@ class LayerMatchError(FreezeError):
         ...
         keras_freeze.errors.LayerMatchError: `selector`: no layer of 'model' matches 'haed'. \
 Closest names: 'head'. Received: 'haed'
+    """
+
+
+class CacheError(FreezeError):
+    """An argument of `BottleneckCache` that can't be meant.
+
+    Examples:
+        >>> BottleneckCache(dtype="float8")
+        Traceback (most recent call last):
+        ...
+        keras_freeze.errors.CacheError: `dtype` must be None (features are kept as they are), \
+'float16', 'bfloat16' or 'float32'. Did you mean 'float32'? Received: dtype='float8'
+    """
+
+
+class CacheWarning(UserWarning):
+    """The cache can't be used, or not for everything; the run goes on without it.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", CacheWarning)  # stop rather than run uncached
     """
 
 

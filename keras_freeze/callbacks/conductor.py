@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from keras_freeze.callbacks.caching import Caching
 from keras_freeze.callbacks.plan import (
     Plan,
     make_plan,
@@ -47,6 +48,8 @@ class Conductor:
         self.freezing = [c for c in ours if c.role == "freeze"]
         self.gradual: Any = _at_most_one([c for c in ours if c.role == "schedule"])
         self.recompile: Any = _at_most_one([c for c in ours if c.role == "watch"])
+        cache = _at_most_one([c for c in ours if c.role == "cache"])
+        self.stages = bool(self.freezing or self.gradual or self.recompile)
         self.plan = self._make_plan()
         _check_built(model, self.plan.ruled)
         self.rated: Any = None  # the optimizer of which `_original_rates` were read
@@ -57,6 +60,8 @@ class Conductor:
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
         self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
+        epochs = (callback_list.params or {}).get("epochs")
+        self.caching = Caching(cache, model, self.plan, epochs) if cache is not None else None
         # Flags can change between two steps only if another callback has hooks there.
         self.watched = loop.acting_hooks(callback_list, UNAWARE) if self.recompile else set()
 
@@ -78,10 +83,10 @@ class Conductor:
     def begin_epoch(self, epoch: int) -> None:
         """Brings the model into the stage that holds in `epoch`."""
         self.epoch = epoch
-        number = self.plan.number_at(epoch)
-        if number != self.number:
-            self._enter(number, first=self.number < 0)
+        number, before = self.plan.number_at(epoch), self.number
+        if number != before:
             self.number = number
+            self._enter(number, first=before < 0)
 
     def _enter(self, number: int, *, first: bool) -> None:
         stage = self.plan.stage(number)
@@ -103,7 +108,7 @@ class Conductor:
                 functions.take_effect(self.model, mode_now, in_fit=not first)
                 self._note_change()
             elif first:
-                self.step.refresh(made=False)
+                self._refresh(made=False)
         if self._is_shown(stage):
             title = stage.title(number) if stage else "Stage 0 (frozen base)"
             did = {"reset": "reset", "carry": "carried over"}[mode] if not first else ""
@@ -188,10 +193,29 @@ class Conductor:
     def _note_change(self) -> None:
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
-        self.step.refresh(made=True)
+        self._refresh(made=True)
+
+    def _refresh(self, *, made: bool) -> None:
+        """The steps follow the flags as they are now."""
+        if self.caching is not None:
+            self.caching.follow(self.number)
+        server = self.caching.server if self.caching is not None else None
+        self.step.refresh(made=made, server=server)
+
+    def begin_data(self) -> None:
+        """Before the data of an epoch begin to flow, after all that other callbacks did."""
+        if self.caching is not None:
+            self.pending += filter(None, [self.caching.begin_data(self.step)])
+
+    def end_data(self) -> None:
+        """The epoch and its validation are over."""
+        if self.caching is not None:
+            self.pending += filter(None, [self.caching.end_data(self.epoch)])
 
     def logs(self) -> dict[str, float]:
         """What every epoch's logs carry: numbers, so that any logger shows them."""
+        if not self.stages:
+            return {}  # a cache alone must not be seen in the History
         watching = self.recompile is not None and not self.freezing and self.gradual is None
         return {
             "stage": self.changes if watching else self.number,
@@ -209,6 +233,8 @@ class Conductor:
         """The fit is over."""
         self.show()
         self.keep_rates()
+        if self.caching is not None:
+            self.caching.cache.close()
 
     def keep_rates(self) -> None:
         """Whatever other callbacks make of the rates, the next `fit` begins at the original."""

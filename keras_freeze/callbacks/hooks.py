@@ -73,6 +73,7 @@ class Last(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from epoch {epoch + 1}")
+        self.conductor.begin_data()
         self.conductor.show()  # below "Epoch 3/20", above the bar
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -82,13 +83,18 @@ class Last(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the validation of epoch {self.conductor.epoch + 1}")
+        if self.conductor.caching is not None:
+            self.conductor.caching.begin_test()
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.conductor.watched:
             self.conductor.settle(f"within the validation of epoch {self.conductor.epoch + 1}")
+        if self.conductor.caching is not None:
+            self.conductor.caching.arm_test()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the end of epoch {epoch + 1}")
+        self.conductor.end_data()
         self.conductor.keep_rates()  # now: a `fit` that raises never comes to its end
         self.conductor.show()  # the bar is done
 

@@ -42,6 +42,12 @@ class Plan:
         """The leaves that a stage, or the freezing of a base, says something of."""
         return [leaf for leaf in self.tree.leaves if any(id(leaf) in f for f in self.flags)]
 
+    def flags_after(self, number: int, epochs: int | None) -> list[dict[int, bool]]:
+        """Returns the flags of the stages that come after one and are reached."""
+        stages = list(enumerate(self.schedule or (), start=1))
+        reached = [n for n, stage in stages if n > number and (not epochs or stage.at < epochs)]
+        return [self.flags[n] for n in reached]
+
     def stage(self, number: int) -> Stage | None:
         """The stage of that number; None before the first."""
         return self.schedule[number] if self.schedule is not None and number else None

@@ -27,6 +27,21 @@ def own_variables(layer: Layer) -> list[Any]:
     return list(layer._trainable_variables)
 
 
+def own_states(layer: Layer) -> list[Any]:
+    """Returns the variables of `layer` itself that no optimizer updates: statistics, counters."""
+    return list(layer._non_trainable_variables)  # tried on Keras 3.12.0 and 3.15.1
+
+
+def draws_random_numbers(layer: Layer) -> bool:
+    """True for a layer with a random generator of its own; a Dropout of rate 0 has none."""
+    return bool(layer._seed_generators)  # tried on Keras 3.12.0 and 3.15.1
+
+
+def has_added_losses(layer: Layer) -> bool:
+    """True if the last call of `layer` added to the loss."""
+    return bool(layer._losses or layer._loss_ids)  # tried on Keras 3.12.0 and 3.15.1
+
+
 def is_leaf(layer: Layer) -> bool:
     """True for a layer that is frozen and thawed as one: no sublayers, or weights of its own."""
     return bool(own_variables(layer)) or not (children(layer) or isinstance(layer, keras.Model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,49 @@ class StageReport:
         if self.optimizer:
             lines.append(f"  optimizer      {self.optimizer}")
         return "\n".join(lines)
+
+
+def first_pass_line(cuts: Sequence[str], bytes_per_row: int | None, rows: int | None) -> str:
+    """Returns what a cache is going to keep, before the base runs for the first time.
+
+    Examples:
+        >>> first_pass_line(["block5_pool"], 8192, 540)
+        'BottleneckCache behind block5_pool: 8.2 KB a row, 4.4 MB for 540 training rows'
+    """
+    text = f"BottleneckCache behind {shorten(cuts)}"
+    if bytes_per_row is not None:
+        text += f": {readable(bytes_per_row)} a row"
+        text += f", {readable(bytes_per_row * rows)} for {rows} training rows" if rows else ""
+    return text
+
+
+def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
+    """Returns what a cache holds at the end of an epoch.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> pass_line(1, 20, SimpleNamespace(rows=740, bytes=6_062_080, base_passes=1.0))
+        'BottleneckCache, epoch 1 of 20: 740 rows, 6.1 MB; the base has run 1.0 times'
+    """
+    of = f" of {epochs}" if epochs else ""
+    return (
+        f"BottleneckCache, epoch {epoch}{of}: {stats.rows} rows, {readable(stats.bytes)}; "
+        f"the base has run {stats.base_passes:.1f} times"
+    )
+
+
+def readable(size: float) -> str:
+    """Returns a number of bytes as people write it.
+
+    Examples:
+        >>> readable(8192), readable(5_920_000), readable(12)
+        ('8.2 KB', '5.9 MB', '12 B')
+    """
+    unit = "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if size >= 1000:
+            size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from keras_freeze.graph.tree import Layer, LayerTree
 from keras_freeze.training import ages, optimizer
@@ -115,6 +115,21 @@ def make_train_function(model: Model) -> None:
         model.make_train_function(force=True)
 
 
+def make_over(model: Model, kind: str, step: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the model's train or test function over another step; the model keeps its own.
+
+    Args:
+        model: a compiled model.
+        kind: `"train"` or `"test"`.
+        step: stands in for `train_step` or `test_step`.
+    """
+    name = f"{kind}_function"
+    with attribute(model, name, None), attribute(model, f"{kind}_step", step):
+        getattr(model, f"make_{name}")(force=True)
+        function: Callable[..., Any] = vars(model)[name]
+    return function
+
+
 def _new_trace(model: Model, step: str) -> AbstractContextManager[None]:
     """While this is open, `model.train_step` (or another step) equals no earlier one.
 
@@ -140,37 +155,47 @@ def _scope(model: Model) -> AbstractContextManager[Any]:
     return nullcontext() if strategy is None else strategy.scope()
 
 
+class Server(Protocol):
+    """Runs steps in place of the model's functions, as a cache does."""
+
+    def step(
+        self, kind: str, args: tuple[Any, ...], plain: Callable[[], Callable[..., Any]]
+    ) -> Any: ...
+
+
 class GuardedStep:
     """A train function for as long as our `fit` runs.
 
     It keeps frozen layers in inference mode and variables at their own ages, both only while a step
-    runs. What is traced so must not outlive the fit: it is held here, and stands in
-    `model.train_function` for one call at a time (`arm`). Between steps there is None, as after
-    `compile`, so a `fit` that raises leaves nothing behind.
+    runs, and lets a server run it. What is traced so must not outlive the fit: it is held here, and
+    stands in `model.train_function` for one call at a time (`arm`). Between steps there is None, as
+    after `compile`, so a `fit` that raises leaves nothing behind.
     """
 
     def __init__(self, model: Model, tree: LayerTree, base: list[Layer]):
         self.model = model
         self.tree = tree
         self.base = base
+        self.server: Server | None = None
         self.train: Callable[..., Any] | None = None
 
-    def refresh(self, *, made: bool) -> None:
+    def refresh(self, *, made: bool, server: Server | None = None) -> None:
         """Reads the flags and births as they are now.
 
         Args:
             made: the model's train function was made under these flags and never called.
+            server: runs the steps, if any.
         """
         self.patches = frozen_calls(self.tree, self.base)
         for member in optimizer.leaves(self.model.optimizer):
             if births := ages.births_of(member):
                 self.patches += ages.own_ages(member, births)
         self.compiled = self.model._loss_tracker
+        self.server = server
         self.train = None
-        if self.patches:
-            if not made:
-                make_train_function(self.model)
-            self.train = self.model.train_function
+        if self.patches or server is not None:
+            if made:
+                self.train = self.model.train_function
             self._put(None)
 
     def arm(self) -> None:
@@ -178,8 +203,8 @@ class GuardedStep:
         if self.model._loss_tracker is not self.compiled:  # another callback compiled the model
             sync(self.model)
             take_effect(self.model, "carry")
-            self.refresh(made=True)
-        if self.train is not None:
+            self.refresh(made=True, server=self.server)
+        if self.patches or self.server is not None:
             self.fit = getattr(self.model, "history", None)
             self._put(self)
         elif self.model.train_function is None:
@@ -188,11 +213,46 @@ class GuardedStep:
     def _put(self, function: Callable[..., Any] | None) -> None:
         object.__setattr__(self.model, "train_function", function)
 
+    def _plain(self) -> Callable[..., Any]:
+        """The model's own train function, traced under the guard."""
+        if self.train is None:
+            make_train_function(self.model)
+            self.train = self.model.train_function
+            self._put(None)
+        return self.train
+
     def __call__(self, *args: Any) -> Any:
         self._put(None)
-        if getattr(self.model, "history", None) is not self.fit or self.train is None:
+        if getattr(self.model, "history", None) is not self.fit:
             # Ctrl-C came between arming and the step, and this is another fit: give way.
             self.model.make_train_function()
             return self.model.train_function(*args)
         with attributes(self.patches):
-            return self.train(*args)
+            if self.server is not None:
+                return self.server.step("train", args, self._plain)
+            return self._plain()(*args)
+
+
+class ServedTest:
+    """A test function for one step of the validation within our `fit`.
+
+    Args:
+        model: the model that is fitted.
+        server: runs the step.
+    """
+
+    def __init__(self, model: Model, server: Server):
+        self.model = model
+        self.server = server
+
+    def arm(self) -> None:
+        """Lets the next step, and that alone, be served."""
+        self.own = self.model.test_function
+        self.fit = getattr(self.model, "history", None)
+        object.__setattr__(self.model, "test_function", self)
+
+    def __call__(self, *args: Any) -> Any:
+        object.__setattr__(self.model, "test_function", self.own)
+        if getattr(self.model, "history", None) is not self.fit:  # as in GuardedStep
+            return self.own(*args)
+        return self.server.step("test", args, lambda: self.own)

@@ -7,7 +7,8 @@ work, and the public ones may stand anywhere. Keras hands a callback no referenc
 the `self` of the frame that calls the hook.
 
 Names used here were tried on Keras 3.12.0 and 3.15.1: `CallbackList.callbacks`, `_async_train`,
-`_async_test`, the local variable `epoch_iterator` of `fit`, `TFEpochIterator._distributed_dataset`.
+`_async_test`, the local variable `epoch_iterator` of `fit`, `TFEpochIterator._distributed_dataset`,
+`Trainer._eval_epoch_iterator`.
 """
 
 from __future__ import annotations
@@ -46,9 +47,19 @@ def batch_specification() -> Any:
 
     A batch itself would be missing in the training, or shuffle the next ones differently.
     """
-    *_, names = _locals_below_fit()
-    dataset = getattr(names.get("epoch_iterator"), "_distributed_dataset", None)
+    dataset = getattr(epoch_iterator(), "_distributed_dataset", None)
     return getattr(dataset, "element_spec", None)
+
+
+def epoch_iterator() -> Any:
+    """Returns what hands out the training batches of the `fit` that runs; None without one."""
+    *_, names = _locals_below_fit()
+    return names.get("epoch_iterator")
+
+
+def evaluation_iterator(model: Any) -> Any:
+    """Returns what hands out the validation batches of the `fit` that runs; None without any."""
+    return getattr(model, "_eval_epoch_iterator", None)
 
 
 def _locals_below_fit() -> Iterator[dict[str, Any]]:

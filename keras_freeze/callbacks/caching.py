@@ -1,0 +1,102 @@
+"""The cache's part in a fit: when it follows a stage, when data begin to flow, what it tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_freeze.callbacks.plan import Plan
+from keras_freeze.errors import LayerMatchError
+from keras_freeze.features.budget import numpy_dtype
+from keras_freeze.features.cache import FeatureCache
+from keras_freeze.features.served import Subject
+from keras_freeze.features.stats import CacheStats
+from keras_freeze.graph.base import Base, find_base
+from keras_freeze.graph.tree import Layer
+from keras_freeze.report.lines import first_pass_line, pass_line
+from keras_freeze.training import loop
+from keras_freeze.training.functions import GuardedStep, ServedTest
+
+
+class Caching:
+    """The cache of one fit.
+
+    Args:
+        callback: the `BottleneckCache`.
+        model: the model that is fitted.
+        plan: of the fit.
+        epochs: of the fit, if known.
+
+    Raises:
+        LayerMatchError: the callback's `base` isn't part of the model.
+    """
+
+    def __init__(self, callback: Any, model: Any, plan: Plan, epochs: int | None):
+        self.model = model
+        self.plan = plan
+        self.epochs = epochs
+        self.verbose = callback.verbose
+        self.iterator = loop.epoch_iterator()
+        self.test: ServedTest | None = None
+        self.told: set[int] = set()  # stages
+        subject = Subject(
+            model, plan.tree, _container(callback.base, model, plan), plan.base_leaves
+        )
+        dtype = numpy_dtype(callback.dtype) if callback.dtype else None
+        callback.stats = CacheStats()
+        self.cache = FeatureCache(subject, callback.stats, callback.byte_limit, dtype)
+
+    @property
+    def server(self) -> FeatureCache | None:
+        """What runs the steps; None while the cache has nothing to do."""
+        return self.cache if self.cache.is_busy else None
+
+    def follow(self, number: int) -> None:
+        """The flags are those of a stage now."""
+        now = {id(leaf): bool(leaf.trainable) for leaf in self.plan.tree.leaves}
+        later = [now | flags for flags in self.plan.flags_after(number, self.epochs)]
+        self.cache.follow(number, now, later)
+
+    def begin_data(self, step: GuardedStep) -> str:
+        """Before the data of an epoch begin to flow; returns what to print."""
+        self.cache.begin_epoch(self.iterator)
+        if self.server is not step.server:
+            step.refresh(made=False, server=self.server)
+        if not self.verbose or self.cache.served is None or self.cache.stage in self.told:
+            return ""
+        names = self.cache.stats.cuts[self.cache.stage]
+        return first_pass_line(names, self.cache.row_bytes(), self.cache.store.expected)
+
+    def end_data(self, epoch: int) -> str:
+        """An epoch and its validation are over; returns what to print."""
+        self.cache.end_epoch()
+        if not self.verbose or self.cache.served is None or self.cache.stage in self.told:
+            return ""
+        self.told.add(self.cache.stage)
+        return pass_line(epoch + 1, self.epochs, self.cache.stats)
+
+    def begin_test(self) -> None:
+        """Validation within this fit begins."""
+        self.test = None
+        if self.server is not None:
+            self.cache.feed("test", loop.evaluation_iterator(self.model))
+            self.test = ServedTest(self.model, self.cache)
+
+    def arm_test(self) -> None:
+        """The next step of the validation may be served."""
+        if self.test is not None:
+            self.test.arm()
+
+
+def _container(base: Any, model: Any, plan: Plan) -> Layer | None:
+    """The one layer that is the base; None if the base is a choice of layers."""
+    bases = plan.bases or _guessed(model) if base is None else [find_base(model, base)]
+    roots = [found.scope.tree.root for found in bases]
+    inside = [root for root in roots if root in plan.tree and root is not model]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _guessed(model: Any) -> list[Base]:
+    try:
+        return [find_base(model)]
+    except LayerMatchError:
+        return []

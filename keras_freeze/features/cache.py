@@ -1,0 +1,258 @@
+"""Serves the steps of one `fit` with features that are computed once for each image."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_freeze.errors import CacheWarning
+from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.budget import free_memory, numpy_dtype
+from keras_freeze.features.compute import Features
+from keras_freeze.features.layout import Flags
+from keras_freeze.features.rows import HashedRows, NumberedRows, Rows
+from keras_freeze.features.served import Choice, Served, Subject, choose, symbols_of
+from keras_freeze.features.stats import CacheStats
+from keras_freeze.features.store import MemoryStore
+from keras_freeze.features.watch import Watch
+from keras_freeze.training.feed import ArrayFeed, array_feed, numbers_in
+from keras_freeze.training.patch import attributes
+
+Batch = Any
+Plain = Callable[[], Callable[..., Any]]
+
+
+class FeatureCache:
+    """The cache of one `fit`.
+
+    Args:
+        subject: the model.
+        stats: is kept up to date.
+        max_bytes: of all rows; None = half of the free memory.
+        dtype: in which float features are kept; None = as they are.
+
+    Attributes:
+        served: what is served in the stage that runs, or None.
+        feeds: the arrays of which rows come by number, by kind ("train" or "test").
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        stats: CacheStats,
+        max_bytes: int | None,
+        dtype: Any,
+    ):
+        self.subject = subject
+        self.stats = stats
+        self.backend = importlib.import_module(
+            f"keras_freeze.features.on_{keras.backend.backend()}"
+        )
+        self.store = MemoryStore(free_memory() // 2 if max_bytes is None else max_bytes)
+        self.watch = Watch(self.backend)
+        self.features = Features(self.store, self.watch, stats, dtype)
+        self.feeds: dict[str, ArrayFeed] = {}
+        self.served: Served | None = None
+        self.stage = 0
+        stats.enabled = True
+        try:
+            self.backend.check(subject.model)
+            subject.check()
+        except StepAsideError as error:
+            self.step_aside(error)
+
+    @property
+    def is_busy(self) -> bool:
+        """True while steps have to come by here."""
+        return self.served is not None or bool(self.feeds)
+
+    def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
+        """Moves the cut to where it belongs in a stage.
+
+        Args:
+            stage: its number.
+            now: the flags.
+            later: the flags of each stage that will follow, in order.
+        """
+        self.stage = stage
+        self.served = None
+        if not self.stats.enabled:
+            return
+        try:
+            choice = choose(self.subject, now, later)
+            self._check_worth(choice)
+        except StepAsideError as error:
+            self.step_aside(error)
+            return
+        self._keep_only(choice.columns)
+        if choice.part is not None:
+            self.stats.cuts[stage] = choice.names
+            self.served = Served(self.subject, choice.part, now, self.backend)
+            self.watch.look_at(choice.part.layers)
+
+    def _check_worth(self, choice: Choice) -> None:
+        if choice.part is None and not choice.later and not self.stats.cuts:
+            raise StepAsideError(
+                "no frozen layer with weights stands before all that is trained",
+                "freeze the base: put FreezeBase() into the list of callbacks",
+            )
+
+    def _keep_only(self, columns: Sequence[str]) -> None:
+        """Frees what no later stage needs; what is missing means a new pass."""
+        held = {column for column in self.store.columns if column.split(".")[0] in columns}
+        if columns and set(columns) <= held:
+            self.store.keep_only(held)
+        else:
+            self._forget()
+        self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
+
+    def _forget(self) -> None:
+        self.store.clear()
+        self.watch.poor = 0
+        for feed in self.feeds.values():
+            feed.slots.fill(-1)
+
+    def begin_epoch(self, iterator: Any) -> None:
+        """Looks for what may have changed since the last epoch.
+
+        Args:
+            iterator: hands out the training batches.
+        """
+        try:
+            if self.served is not None:
+                self.watch.check_weights()
+                for feed in self.feeds.values():
+                    self.watch.check_rows(feed, self.served.places(feed.structure))
+        except StepAsideError as error:
+            self.step_aside(error)
+        if self.served is None:
+            self._stop_feeds()
+        else:
+            self.feed("train", iterator)
+            self.watch.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
+        self.watch.begin_epoch()
+
+    def end_epoch(self) -> None:
+        """Looks at how often the rows of this epoch were known."""
+        try:
+            if self.served is not None:
+                self.watch.check_hits()
+        except StepAsideError as error:
+            self.step_aside(error)
+
+    def feed(self, kind: str, iterator: Any) -> None:
+        """Takes the arrays behind an iterator by number, if that is possible."""
+        known = self.feeds.get(kind)
+        if self.served is None or (known is not None and known.epoch_iterator is iterator):
+            return
+        feed = array_feed(iterator)
+        if feed is not None:
+            feed.put()
+            self.feeds[kind] = feed
+            if kind == "train" and not self.store.rows:
+                self.store.expected = len(feed)
+
+    def _stop_feeds(self) -> None:
+        """Rows are handed out again; an iterator that runs on may still give numbers."""
+        for feed in self.feeds.values():
+            feed.put_back()
+        if all(feed.epoch_iterator.steps_per_epoch is None for feed in self.feeds.values()):
+            self.feeds.clear()
+
+    def step(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
+        """Runs a step of `fit` or of its validation.
+
+        Args:
+            kind: "train" or "test".
+            args: what Keras called the model's train or test function with.
+            plain: makes the function that runs the whole model.
+        """
+        if not self.is_busy:
+            return plain()(*args)
+        state, batches = self.backend.pull(args, self.subject.model.steps_per_execution)
+        if not batches:
+            raise StopIteration
+        served = self.served
+        if served is not None:
+            try:
+                with attributes(served.patches):
+                    brought = [self._with_features(served, kind, state, b) for b in batches]
+                    result = self.backend.step(served.function(kind), state, brought)
+                if served.tap.refused:
+                    raise StepAsideError(served.tap.refused, "call the model on the batch as it is")
+                return result
+            except StepAsideError as error:
+                self.step_aside(error)
+                if served.tap.refused:
+                    return result
+        return self.backend.step(plain(), state, [self._restored(kind, b) for b in batches])
+
+    def _with_features(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        rows = self._rows(served, kind, x)
+        columns = self.features.of(rows, served, kind, state)
+        tensors = {name: self.backend.to_tensor(array) for name, array in columns.items()}
+        structure, looks = rows.looks()
+        served.tap.show(structure, looks)
+        leaves = {str(place): rows.leaf(place) for place in served.shown(structure)}
+        return tensors, leaves, y, sample_weight
+
+    def _rows(self, served: Served, kind: str, x: Any) -> Rows:
+        numbers, salt = numbers_in(x), served.salt(kind)
+        if numbers is None:
+            return HashedRows(x, served.places(x), self.store, self.backend, salt)
+        feed = self.feeds[kind]
+        places, array = served.places(feed.structure), self.backend.to_numpy(numbers)
+        return NumberedRows(array, feed, places, self.store, self.backend, salt)
+
+    def _restored(self, kind: str, batch: Batch) -> Batch:
+        """A batch as Keras would have handed it out."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        numbers = numbers_in(x)
+        if numbers is None:
+            return batch
+        feed, array = self.feeds[kind], self.backend.to_numpy(numbers)
+        leaves = range(len(feed.leaves))
+        flat = [self.backend.to_tensor(feed.rows(place, array)) for place in leaves]
+        x = keras.tree.pack_sequence_as(feed.structure, flat)
+        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+
+    def step_aside(self, error: StepAsideError) -> None:
+        """From now on the whole model runs in each step."""
+        self.served = None
+        self.stats.enabled = False
+        self.stats.reason = error.reason
+        self._forget()
+        warnings.warn(
+            f"BottleneckCache stepped aside, and the run goes on uncached: {error.reason}. To use "
+            f"it, {error.remedy}.",
+            CacheWarning,
+            stacklevel=2,
+        )
+
+    def row_bytes(self) -> int | None:
+        """Returns the bytes of a row that is kept; None if that isn't known before the first."""
+        symbols = symbols_of(self.served.part) if self.served is not None else None
+        if self.store.bytes_per_row or symbols is None:
+            return self.store.bytes_per_row or None
+        if any(None in symbol.shape[1:] for symbol in symbols):
+            return None
+        sizes = [math.prod(symbol.shape[1:]) * self._itemsize(symbol) for symbol in symbols]
+        return int(sum(sizes))
+
+    def _itemsize(self, symbol: Any) -> int:
+        if self.features.dtype is not None and keras.backend.is_float_dtype(symbol.dtype):
+            return int(self.features.dtype.itemsize)
+        return int(numpy_dtype(symbol.dtype).itemsize)
+
+    def close(self) -> None:
+        """Gives everything back; the counts stay."""
+        self.served = None
+        self.store.clear()
+        self.feeds.clear()
+        self.features.seen.clear()

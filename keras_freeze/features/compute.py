@@ -1,0 +1,185 @@
+"""The features of a batch: from the store, or from the prefix, which then fills the store."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.errors import CacheWarning
+from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.keys import Key
+from keras_freeze.features.rows import Positions, Rows
+from keras_freeze.features.served import Served
+from keras_freeze.features.stats import CacheStats
+from keras_freeze.features.store import MemoryStore
+from keras_freeze.features.watch import Watch, agree
+from keras_freeze.report.lines import readable
+
+Array = np.ndarray[Any, Any]
+Columns = dict[str, Array]
+
+
+class Features:
+    """What is known of the images of one `fit`.
+
+    Args:
+        store: keeps rows.
+        watch: says when to look again.
+        stats: counts.
+        dtype: in which float features are kept; None = as they are.
+    """
+
+    def __init__(self, store: MemoryStore, watch: Watch, stats: CacheStats, dtype: Any):
+        self.store = store
+        self.watch = watch
+        self.stats = stats
+        self.dtype = dtype
+        self.seen: set[Key] = set()
+
+    def of(self, rows: Rows, served: Served, kind: str, state: Any) -> Columns:
+        """Returns the features of the rows of a batch, computing those that aren't known.
+
+        Args:
+            rows: of the batch.
+            served: the stage.
+            kind: "train" or "test".
+            state: of the step that runs.
+
+        Raises:
+            StepAsideError: they can't be had, or known ones turn out to be wrong.
+        """
+        missing = np.flatnonzero(rows.slots < 0)
+        if len(missing) < len(rows) and self.watch.wants_check(kind):
+            self._check(rows, served, kind, state)
+        computed: Columns = {}
+        if len(missing):
+            missing, copies = _first_of_each(rows, missing)
+            computed = self._compute(rows, missing, served, kind, state)
+            self._keep(rows, missing, computed)
+            rows.found(copies, self.store.find(rows.keys(copies)))
+        self.watch.count(kind, len(rows), len(missing))
+        self._count(len(rows), len(missing))
+        return self._gathered(rows, missing, computed, served.part.columns)
+
+    def _count(self, rows: int, missing: int) -> None:
+        self.stats.hits += rows - missing
+        self.stats.misses += missing
+        self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
+        self.stats.base_passes = self.stats.misses / max(1, len(self.seen))
+
+    def _gathered(
+        self, rows: Rows, missing: Positions, computed: Columns, wanted: list[str]
+    ) -> Columns:
+        """The columns that are served: from the store, where it had no room from the prefix."""
+        columns = [c for c in (self.store.columns or computed) if c.split(".")[0] in wanted]
+        kept = rows.slots >= 0
+        if kept.all():
+            return {column: self.store.take(column, rows.slots) for column in columns}
+        place = {key: place for place, key in enumerate(rows.keys(missing))}
+        without = np.flatnonzero(~kept)
+        source = np.array([place[key] for key in rows.keys(without)])
+        features: Columns = {}
+        for column in columns:
+            out = np.empty((len(rows), *computed[column].shape[1:]), computed[column].dtype)
+            out[without] = computed[column][source]
+            if kept.any():
+                out[kept] = self.store.take(column, rows.slots[kept])
+            features[column] = out
+        return features
+
+    def _compute(
+        self, rows: Rows, positions: Positions, served: Served, kind: str, state: Any
+    ) -> Columns:
+        """Runs the prefix on some rows of a batch, in a batch of the same size.
+
+        Kernels round differently by batch size, and JAX compiles once for each.
+        """
+        others = np.setdiff1d(np.arange(len(rows)), positions)
+        ordered = np.concatenate([positions, others])
+        everything = len(positions) == len(rows)
+        self.watch.before_prefix()
+        columns = self._run(rows, None if everything else ordered, served, kind, state)
+        self.watch.after_prefix()
+        return {column: array[: len(positions)] for column, array in columns.items()}
+
+    def _run(
+        self, rows: Rows, positions: Positions | None, served: Served, kind: str, state: Any
+    ) -> Columns:
+        count = len(rows) if positions is None else len(positions)
+        features = served.prefix(kind)(state, rows.inputs(positions))
+        arrays = {name: served.backend.to_numpy(tensor) for name, tensor in features.items()}
+        for array in arrays.values():
+            if array.ndim == 0 or len(array) != count:
+                raise StepAsideError(
+                    f"features of shape {array.shape} for {count} images have no row for each",
+                    "keep the batch axis first",
+                )
+        return {name: self._converted(array) for name, array in arrays.items()}
+
+    def _converted(self, array: Array) -> Array:
+        """Float features in the dtype in which they are kept."""
+        is_float = keras.backend.is_float_dtype(array.dtype.name)
+        return array.astype(self.dtype) if self.dtype is not None and is_float else array
+
+    def _keep(self, rows: Rows, positions: Positions, computed: Columns) -> None:
+        shapes = {name: chunks[0].shape[1:] for name, chunks in self.store.columns.items()}
+        if shapes and shapes != {name: array.shape[1:] for name, array in computed.items()}:
+            raise StepAsideError(
+                "the features of different batches have different shapes",
+                "pass inputs of one shape, or pool the features behind the base",
+            )
+        keys = rows.keys(positions)
+        self.seen.update(keys)
+        self._report_nan(computed)
+        kept = self.store.add(keys, computed)
+        rows.found(positions[:kept], self.store.find(keys[:kept]))
+        if kept < len(keys) and self.watch.once("budget"):
+            self._warn_of_budget()
+
+    def _warn_of_budget(self) -> None:
+        size, rows = self.store.bytes_per_row, self.store.expected
+        needed = f"; all {rows} training rows need {readable(size * rows)}" if rows else ""
+        _warn(
+            f"is full: `max_bytes`, {readable(self.store.max_bytes)}, holds {self.store.rows} rows "
+            f"of {readable(size)}. The others are computed in each epoch{needed}. Raise "
+            "`max_bytes`, or halve the bytes with dtype='float16'."
+        )
+
+    def _report_nan(self, computed: Columns) -> None:
+        for array in computed.values():
+            if keras.backend.is_float_dtype(array.dtype.name):
+                bad = ~np.isfinite(array.astype("float32")).reshape(len(array), -1).all(axis=1)
+                if bad.any() and self.watch.once("nan"):
+                    _warn(
+                        f"found NaN or infinite features, of {int(bad.sum())} of {len(bad)} images "
+                        "of a batch. They are served as they are: look at these inputs, and at the "
+                        "weights of the base."
+                    )
+
+    def _check(self, rows: Rows, served: Served, kind: str, state: Any) -> None:
+        """Computes a few known rows again."""
+        positions = self.watch.draw(np.flatnonzero(rows.slots >= 0), len(rows))
+        fresh = self._run(rows, positions, served, kind, state)
+        for name in self.store.columns:
+            if not agree(self.store.take(name, rows.slots[positions]), fresh[name]):
+                raise StepAsideError(
+                    "the frozen part gives other features for the same image: they are random, or "
+                    "depend on the other images of the batch",
+                    "keep such layers out of the frozen part",
+                )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"BottleneckCache {text}", CacheWarning, stacklevel=2)
+
+
+def _first_of_each(rows: Rows, positions: Positions) -> tuple[Positions, Positions]:
+    """Splits positions into the first of each key, and the repeats."""
+    first: dict[Key, int] = {}
+    for position, key in zip(positions.tolist(), rows.keys(positions), strict=True):
+        first.setdefault(key, position)
+    chosen = np.array(sorted(first.values()), np.int64)
+    return chosen, np.setdiff1d(positions, chosen)

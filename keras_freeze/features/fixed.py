@@ -1,0 +1,86 @@
+"""Which layers give the same output for the same input in every step: frozen and deterministic."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_freeze.graph.tree import (
+    Layer,
+    LayerTree,
+    draws_random_numbers,
+    own_states,
+    own_variables,
+)
+
+TRAINS = "trains"
+MOVES = "its statistics move"
+
+
+class Fixed:
+    """Judges layers under given flags.
+
+    Args:
+        tree: the whole model.
+        base: ids of the leaves that run in inference mode while they are frozen.
+        flags: `{id(leaf): trainable}` of all leaves.
+    """
+
+    def __init__(self, tree: LayerTree, base: set[int], flags: Mapping[int, bool]):
+        self.tree = tree
+        self.base = base
+        self.flags = flags
+
+    def why_not(self, operation: Any) -> str:
+        """Returns why the output of a layer changes, "trains" first of all; "" if it doesn't."""
+        if not isinstance(operation, keras.layers.Layer) or operation not in self.tree:
+            return ""
+        leaves = self.tree.below(operation)
+        if any(own_variables(leaf) and self.flags[id(leaf)] for leaf in leaves):
+            left_training = self._is_moving(operation) and id(operation) not in self.base
+            return MOVES if left_training else TRAINS
+        return self._why_not_quiet(operation, leaves)
+
+    def _why_not_quiet(self, operation: Layer, leaves: list[Layer]) -> str:
+        inference = all(id(leaf) in self.base and not self.flags[id(leaf)] for leaf in leaves)
+        for layer in _all_below(operation):
+            if layer.activity_regularizer is not None:
+                return "it adds to the loss"
+            knows_training = "training" in inspect.signature(layer.call).parameters
+            if draws_random_numbers(layer) and not (inference and knows_training):
+                return "it stays random"
+            if self._is_moving(layer):
+                return MOVES
+            if knows_training and not inference and not isinstance(layer, keras.Model):
+                if not _is_of_keras(layer):
+                    return "it is told that this is training, and may not do the same each time"
+                if own_states(layer) and not _is_batch_norm(layer):
+                    return MOVES
+        return ""
+
+    def _is_moving(self, layer: Layer) -> bool:
+        """A BatchNormalization that isn't frozen moves its statistics, also without weights."""
+        return _is_batch_norm(layer) and self.flags.get(id(layer), bool(layer.trainable))
+
+    def holds_frozen_weights(self, operation: Any) -> bool:
+        """True for a layer with weights, none of which is trained."""
+        if not isinstance(operation, keras.layers.Layer) or operation not in self.tree:
+            return False
+        leaves = [leaf for leaf in self.tree.below(operation) if leaf.weights]
+        trained = any(own_variables(leaf) and self.flags[id(leaf)] for leaf in leaves)
+        return bool(leaves) and not trained
+
+
+def _all_below(layer: Layer) -> list[Layer]:
+    return list(LayerTree(layer))
+
+
+def _is_batch_norm(layer: Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _is_of_keras(layer: Layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"

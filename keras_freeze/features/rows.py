@@ -1,0 +1,149 @@
+"""The rows of one batch: their keys, and their inputs for the prefix."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from keras_freeze.features.keys import Key, row_keys
+from keras_freeze.features.store import MemoryStore, Slots
+from keras_freeze.training.feed import ArrayFeed
+
+Array = np.ndarray[Any, Any]
+Positions = Array  # places of rows within a batch
+
+
+class Backend(Protocol):
+    """What the modules `on_jax`, `on_tensorflow` and `on_torch` give."""
+
+    def to_numpy(self, tensor: Any) -> Array: ...
+    def to_tensor(self, array: Array) -> Any: ...
+
+
+class Rows(Protocol):
+    """A batch."""
+
+    slots: Slots
+
+    def __len__(self) -> int: ...
+    def keys(self, positions: Positions) -> list[Key]: ...
+    def inputs(self, positions: Positions | None) -> Any: ...
+    def leaf(self, place: int) -> Any: ...
+    def looks(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]: ...
+    def found(self, positions: Positions, slots: Slots) -> None: ...
+
+
+class HashedRows:
+    """Rows that came as tensors: each is hashed.
+
+    Args:
+        x: the inputs of a batch.
+        places: of the leaves that decide the features.
+        store: where the features are looked up.
+        backend: how tensors are read.
+        salt: rows of another salt are others.
+    """
+
+    def __init__(
+        self, x: Any, places: list[int], store: MemoryStore, backend: Backend, salt: bytes = b""
+    ):
+        self.x = x
+        self.flat = keras.tree.flatten(x)
+        self.backend = backend
+        self.arrays = [backend.to_numpy(self.flat[place]) for place in places]
+        self.all_keys = [salt + key for key in row_keys(self.arrays)]
+        self.slots = store.find(self.all_keys)
+
+    def __len__(self) -> int:
+        return len(self.all_keys)
+
+    def keys(self, positions: Positions) -> list[Key]:
+        return [self.all_keys[position] for position in positions]
+
+    def inputs(self, positions: Positions | None) -> Any:
+        """`x` of these rows; of all if None."""
+        if positions is None:
+            return self.x
+        arrays = (self.backend.to_numpy(leaf)[positions] for leaf in self.flat)
+        flat = [self.backend.to_tensor(array) for array in arrays]
+        return keras.tree.pack_sequence_as(self.x, flat)
+
+    def leaf(self, place: int) -> Any:
+        return self.flat[place]
+
+    def looks(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
+        """The structure of `x`; shape of a row and dtype of each leaf."""
+        dtypes = [keras.backend.standardize_dtype(leaf.dtype) for leaf in self.flat]
+        shapes = [tuple(int(length) for length in leaf.shape[1:]) for leaf in self.flat]
+        return self.x, list(zip(shapes, dtypes, strict=True))
+
+    def found(self, positions: Positions, slots: Slots) -> None:
+        self.slots[positions] = slots
+
+
+class NumberedRows:
+    """Rows of arrays, by number: a row is hashed once, and gathered only where it is needed.
+
+    Args:
+        numbers: of the rows.
+        feed: the arrays.
+        places: of the leaves that decide the features.
+        store: where the features are looked up.
+        backend: how tensors are made.
+        salt: rows of another salt are others.
+    """
+
+    def __init__(
+        self,
+        numbers: Array,
+        feed: ArrayFeed,
+        places: list[int],
+        store: MemoryStore,
+        backend: Backend,
+        salt: bytes = b"",
+    ):
+        self.numbers = numbers
+        self.feed = feed
+        self.places = places
+        self.backend = backend
+        self.salt = salt
+        self.slots = feed.slots[numbers]
+        self.known: dict[int, Key] = {}
+        unknown = np.flatnonzero(self.slots < 0)
+        if len(unknown):
+            keys = self.hashes(numbers[unknown])
+            self.known = dict(zip(unknown.tolist(), keys, strict=True))
+            self.found(unknown, store.find(keys))
+
+    def hashes(self, numbers: Array) -> list[Key]:
+        """The keys of rows, from what is in the arrays now."""
+        arrays = [self.feed.leaves[place][numbers] for place in self.places]
+        return [self.salt + key for key in row_keys(arrays)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def keys(self, positions: Positions) -> list[Key]:
+        return [self.known[position] for position in positions]
+
+    def inputs(self, positions: Positions | None) -> Any:
+        """`x` of these rows; of all if None."""
+        numbers = self.numbers if positions is None else self.numbers[positions]
+        places = range(len(self.feed.leaves))
+        flat = [self.backend.to_tensor(self.feed.rows(place, numbers)) for place in places]
+        return keras.tree.pack_sequence_as(self.feed.structure, flat)
+
+    def leaf(self, place: int) -> Any:
+        return self.backend.to_tensor(self.feed.rows(place, self.numbers))
+
+    def looks(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
+        """The structure of `x`; shape of a row and dtype of each leaf."""
+        first = [self.feed.rows(place, np.zeros(1, int)) for place in range(len(self.feed.leaves))]
+        dtypes = [keras.backend.standardize_dtype(row.dtype) for row in first]
+        return self.feed.structure, [(r.shape[1:], d) for r, d in zip(first, dtypes, strict=True)]
+
+    def found(self, positions: Positions, slots: Slots) -> None:
+        self.slots[positions] = slots
+        self.feed.slots[self.numbers[positions]] = slots

@@ -1,0 +1,214 @@
+"""One stage of a cache: which part of the model is served, and the functions that serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.cut import Cut
+from keras_freeze.features.fixed import TRAINS, Fixed
+from keras_freeze.features.layout import Flags, cut_names, plan_layout
+from keras_freeze.features.tap import GraphPart, Tap, WholePart
+from keras_freeze.graph.program import read_program
+from keras_freeze.graph.tree import Layer, LayerTree
+from keras_freeze.training.functions import make_over
+from keras_freeze.training.inference import frozen_calls
+
+Model = Any
+OBSTACLE = (
+    "let FreezeBase() freeze it with the rest of the base, so that it runs in inference mode; or "
+    "move random layers behind the base, or into the data"
+)
+
+
+class Subject:
+    """The model as a cache sees it.
+
+    Args:
+        model: the model that is fitted.
+        tree: all its layers.
+        base: the layer that is served if the model's own graph can't be read; None = there is none.
+        base_leaves: the leaves that run in inference mode while they are frozen.
+
+    Attributes:
+        container: whose call is answered: the model, or its base.
+        program: of the container; None if it can't be read.
+    """
+
+    def __init__(self, model: Model, tree: LayerTree, base: Layer | None, base_leaves: list[Layer]):
+        self.model = model
+        self.tree = tree
+        self.base_leaves = base_leaves
+        self.program = read_program(model)
+        self.container = model
+        if self.program is None and base is not None:
+            self.container, self.program = base, read_program(base)
+
+    @property
+    def is_readable(self) -> bool:
+        """True if the graph from the model's inputs to its outputs is known."""
+        return self.container is self.model and self.program is not None
+
+    def check(self) -> None:
+        """Raises `StepAsideError` if no layout could ever be served."""
+        if self.container is self.model and self.program is None:
+            raise StepAsideError(
+                "the model is subclassed, so its graph can't be read, and its base isn't one layer",
+                "name that layer, FreezeBase('name') or BottleneckCache('name')",
+            )
+
+    def fixed(self, flags: Flags) -> Fixed:
+        return Fixed(self.tree, {id(leaf) for leaf in self.base_leaves}, flags)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a stage keeps.
+
+    Attributes:
+        part: what is served; None if this stage serves nothing.
+        columns: what is kept, also for later stages.
+        names: of the layers that give what is served.
+        later: whether a later stage serves something.
+    """
+
+    part: GraphPart | WholePart | None
+    columns: tuple[str, ...]
+    names: list[str]
+    later: bool
+
+
+def choose(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice:
+    """Finds what is served in a stage.
+
+    Args:
+        subject: the model.
+        now: `{id(leaf): trainable}` of all leaves.
+        later: the same for each stage that will follow, in order.
+
+    Raises:
+        StepAsideError: a layer that isn't trained, but changes, keeps frozen ones from it.
+    """
+    if subject.program is None:
+        return _choose_whole(subject, now, later)
+    layout = plan_layout(subject.program, subject.fixed, now, later)
+    _check_obstacle(layout.cut)
+    columns = tuple(str(value) for value in layout.values)
+    names = cut_names(subject.program, layout.cut.values)
+    part = GraphPart(subject.program, layout.cut, layout.values) if names else None
+    return Choice(part, columns, names, layout.later)
+
+
+def _choose_whole(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice:
+    container = subject.container
+    reasons = [subject.fixed(flags).why_not(container) for flags in (now, *later)]
+    if reasons[0] not in ("", TRAINS):
+        raise StepAsideError(f"{container.name!r} can't be cached: {reasons[0]}", OBSTACLE)
+    coming = "" in reasons[1:]
+    if reasons[0] == TRAINS:
+        return Choice(None, (), [], coming)
+    calls = {id(layer): call for layer, _, call in frozen_calls(subject.tree, subject.base_leaves)}
+    part = WholePart(container, calls.get(id(container), container.call))
+    return Choice(part, (), [container.name], coming)
+
+
+def _check_obstacle(cut: Cut) -> None:
+    if cut.obstacle is not None:
+        name = cut.obstacle.name
+        raise StepAsideError(f"{name!r} comes before frozen layers, and {cut.reason}", OBSTACLE)
+
+
+class Served:
+    """The functions of a stage.
+
+    Args:
+        subject: the model.
+        part: what is served.
+        now: `{id(leaf): trainable}` of all leaves.
+        backend: the module of the backend.
+    """
+
+    def __init__(self, subject: Subject, part: GraphPart | WholePart, now: Flags, backend: Any):
+        self.subject = subject
+        self.part = part
+        self.backend = backend
+        frozen = frozen_calls(subject.tree, subject.base_leaves)
+        calls = {id(layer): call for layer, _, call in frozen}
+        container = subject.container
+        wires = [] if container is subject.model else _tripwires(subject, now, calls)
+        call = calls.get(id(container), container.call)
+        self.tap = Tap(subject.model, container, part, call, wires)
+        self.patches = [*frozen, *self.tap.patches]
+        # The graph of a whole model gives the same in training and validation; a subclassed model
+        # may do something else in front of its base.
+        self.alike = subject.is_readable
+        self._prefixes: dict[str, Callable[..., Any]] = {}
+        self._functions: dict[str, Callable[..., Any]] = {}
+
+    def prefix(self, kind: str) -> Callable[..., Any]:
+        """Returns the compiled prefix for `kind`, "train" or "test": (state, x) -> features."""
+        kind = "train" if self.alike else kind
+        if kind not in self._prefixes:
+            tap, training = self.tap, kind == "train"
+            self._prefixes[kind] = self.backend.compiled(
+                self.subject.model, lambda x: tap.features(x, training)
+            )
+        return self._prefixes[kind]
+
+    def function(self, kind: str) -> Callable[..., Any]:
+        """Returns the model's train or test function over batches that bring their features."""
+        if kind not in self._functions:
+            step = self.tap.served_steps[kind]
+            self._functions[kind] = make_over(self.subject.model, kind, step)
+        return self._functions[kind]
+
+    def salt(self, kind: str) -> bytes:
+        """What tells apart equal rows whose features may differ."""
+        return b"" if self.alike else kind.encode()
+
+    def places(self, x: Any) -> list[int]:
+        """Returns the leaves of `x` that the prefix reads."""
+        return self._leaves(x, self.part.places if isinstance(self.part, GraphPart) else None)
+
+    def shown(self, x: Any) -> list[int]:
+        """Returns the leaves of `x` that something behind the cut reads."""
+        if isinstance(self.part, GraphPart) and _ignores_inputs(self.subject.model):
+            return self._leaves(x, self.part.cut.given)
+        return self._leaves(x, None)
+
+    def _leaves(self, x: Any, places: Sequence[int] | None) -> list[int]:
+        program = self.subject.program
+        order = program.place_of_inputs(x) if self.alike and program is not None else None
+        if places is None or order is None:
+            return list(range(len(keras.tree.flatten(x))))
+        return [order[place] for place in places]
+
+
+def _tripwires(
+    subject: Subject, now: Flags, calls: dict[int, Any]
+) -> list[tuple[Layer, Callable[..., Any], str]]:
+    """The layers outside the container that must not be called before it, and why."""
+    fixed = subject.fixed(now)
+    inside = {id(layer) for layer in LayerTree(subject.container)}
+    outside = [leaf for leaf in subject.tree.leaves if id(leaf) not in inside]
+    reasons = [(leaf, fixed.why_not(leaf)) for leaf in outside]
+    return [(leaf, calls.get(id(leaf), leaf.call), reason) for leaf, reason in reasons if reason]
+
+
+def _ignores_inputs(model: Model) -> bool:
+    """True if nothing but the model's graph reads the inputs of a step."""
+    names = ("train_step", "test_step", "compute_loss", "compute_metrics", "__call__")
+    methods = [getattr(type(model), name) for name in names]
+    own = [name for name in names if name in vars(model) and not name.endswith("_step")]
+    return not own and all(method.__module__.split(".")[0] == "keras" for method in methods)
+
+
+def symbols_of(part: GraphPart | WholePart) -> list[Any] | None:
+    """Returns the symbolic tensors of what is kept; None of a container that can't be read."""
+    if isinstance(part, WholePart):
+        return None
+    return [part.program.symbols[value] for value in part.values]

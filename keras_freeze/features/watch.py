@@ -1,0 +1,152 @@
+"""Keeps a cache honest: looks for what must not change, and for what isn't worth it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.features.aside import StepAsideError, moves
+from keras_freeze.features.keys import Key, fingerprint, row_keys
+from keras_freeze.features.rows import Backend
+from keras_freeze.graph.tree import Layer, own_states
+from keras_freeze.training.feed import ArrayFeed
+
+Array = np.ndarray[Any, Any]
+CHECKED = 2  # rows that are computed again in an epoch
+COMPARED = 64  # rows of an array that are hashed again in an epoch
+LEAST_HITS = 0.1  # share of an epoch's rows below which a cache isn't worth it
+RTOL = {"float16": 1e-2, "bfloat16": 5e-2}  # else 1e-3: another batch size rounds differently
+
+
+class Watch:
+    """What a cache remembers from epoch to epoch.
+
+    Args:
+        backend: how tensors are read.
+    """
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+        self.random = np.random.default_rng(0)  # of its own: Keras' draws must not change
+        self.told: set[str] = set()
+        self.variables: list[Any] = []
+        self.prints: list[Key] = []
+        self.arrays: dict[int, tuple[Any, Any]] = {}  # row numbers and their keys, by feed
+        self.epoch = -1
+        self.counts: dict[str, list[int]] = {}
+        self.poor = 0  # epochs in a row with hardly a hit
+        self.patience = 1  # poor epochs that are nothing unusual: the first one
+        self.unchecked: set[str] = set()
+        self.quiet = True
+
+    def once(self, what: str) -> bool:
+        """True the first time."""
+        first = what not in self.told
+        self.told.add(what)
+        return first
+
+    def begin_epoch(self) -> None:
+        self.epoch += 1
+        self.counts = {"train": [0, 0], "test": [0, 0]}
+        # On JAX a check runs a whole batch, since it compiles for each shape: not in each epoch.
+        if keras.backend.backend() != "jax" or self.epoch & (self.epoch - 1) == 0:
+            self.unchecked = {"train"}
+
+    # Weights
+
+    def look_at(self, layers: list[Layer]) -> None:
+        """Remembers the weights of the prefix."""
+        variables = {id(v): v for layer in layers for v in layer.variables}
+        self.variables = list(variables.values())
+        self.prints = self._prints()
+        own = [v for layer in layers for v in own_states(layer)]
+        frozen = (keras.layers.BatchNormalization, keras.layers.Normalization)
+        known = {id(v) for layer in layers if isinstance(layer, frozen) for v in layer.variables}
+        self.states = [v for v in own if id(v) not in known]
+        self.quiet = not self.states  # nothing that could move
+
+    def _prints(self) -> list[Key]:
+        return [fingerprint(self.backend.to_numpy(v.value)) for v in self.variables]
+
+    def check_weights(self) -> None:
+        """Raises `StepAsideError` if a weight of the prefix isn't what it was."""
+        for variable, old, new in zip(self.variables, self.prints, self._prints(), strict=True):
+            if old != new:
+                raise StepAsideError(
+                    f"the weights of the frozen part were changed: {variable.path}",
+                    "leave frozen weights alone while `fit` runs, or set `trainable`",
+                )
+
+    def before_prefix(self) -> None:
+        """Remembers states that the prefix might move, the first time that it runs."""
+        if not self.quiet:
+            self.saved = [np.array(keras.ops.convert_to_numpy(v)) for v in self._held()]
+
+    def after_prefix(self) -> None:
+        """Puts moved states back, and refuses."""
+        held, self.quiet = [] if self.quiet else self._held(), True
+        moved = []
+        for variable, value in zip(held, self.saved if held else [], strict=True):
+            if not np.array_equal(keras.ops.convert_to_numpy(variable), value):
+                variable.assign(value)
+                moved.append(variable)
+        if moved:
+            raise StepAsideError(*moves(moved[0]))
+
+    def _held(self) -> list[Any]:
+        """On JAX variables are empty while `fit` runs, and the prefix can't write to them."""
+        return [] if keras.backend.backend() == "jax" else self.states
+
+    # Rows
+
+    def check_rows(self, feed: ArrayFeed, places: list[int]) -> None:
+        """Raises `StepAsideError` if rows of an array aren't what they were the first time."""
+        numbers, keys = self.arrays.get(id(feed), (None, None))
+        if numbers is None:
+            numbers = self.random.permutation(len(feed))[:COMPARED]
+        now = row_keys([feed.leaves[place][numbers] for place in places])
+        self.arrays[id(feed)] = (numbers, now)
+        if keys is not None and keys != now:
+            raise StepAsideError(
+                "the arrays that were passed to `fit` were changed in place",
+                "pass a generator or a PyDataset that makes the rows of each epoch",
+            )
+
+    def wants_check(self, kind: str) -> bool:
+        """True once an epoch, when known rows are about to be served."""
+        wanted = kind in self.unchecked
+        self.unchecked.discard(kind)
+        return wanted
+
+    def draw(self, known: Array, batch: int) -> Array:
+        """Returns positions of a few rows to compute again, in the company of other rows."""
+        few = self.random.permutation(known)[:CHECKED]
+        return np.resize(few, batch) if keras.backend.backend() == "jax" else few
+
+    def count(self, kind: str, rows: int, missing: int) -> None:
+        self.counts.setdefault(kind, [0, 0])
+        self.counts[kind][0] += rows
+        self.counts[kind][1] += missing
+
+    def check_hits(self) -> None:
+        """Raises `StepAsideError` if, though the data came round, hardly a row was known."""
+        rows, missing = self.counts.get("train", [0, 0])
+        few = rows > 0 and rows - missing < LEAST_HITS * rows
+        self.poor = self.poor + 1 if few else 0
+        if self.poor > self.patience:
+            raise StepAsideError(
+                "the inputs differ in each epoch, so hardly a row was found again",
+                "put random augmentation behind the base, or leave the callback out",
+            )
+
+
+def agree(kept: Array, fresh: Array) -> bool:
+    """True if features are the same but for rounding."""
+    if not keras.backend.is_float_dtype(kept.dtype.name):
+        return np.array_equal(kept, fresh)
+    rtol = RTOL.get(kept.dtype.name, 1e-3)
+    old, new = kept.astype("float32"), fresh.astype("float32")
+    scale = float(np.abs(old, where=np.isfinite(old), out=np.zeros_like(old)).max(initial=0.0))
+    return np.allclose(old, new, rtol=rtol, atol=rtol * scale, equal_nan=True)
