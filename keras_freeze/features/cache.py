@@ -173,7 +173,7 @@ class FeatureCache:
             plain: makes the function that runs the whole model.
         """
         if not self.is_busy:
-            return plain()(*args)
+            return self.backend.plain(plain(), *args)
         state, batches = self.backend.pull(args, self.subject.model.steps_per_execution)
         if not batches:
             raise StopIteration
@@ -182,7 +182,7 @@ class FeatureCache:
             try:
                 with attributes(served.patches):
                     brought = [self._with_features(served, kind, state, b) for b in batches]
-                    result = self.backend.step(served.function(kind), state, brought)
+                    result = served.lighter.step(served.function(kind), state, brought)
                 if served.tap.refused:
                     raise StepAsideError(served.tap.refused, "call the model on the batch as it is")
                 return result
@@ -190,7 +190,7 @@ class FeatureCache:
                 self.step_aside(error)
                 if served.tap.refused:
                     return result
-        return self.backend.step(plain(), state, [self._restored(kind, b) for b in batches])
+        return self.backend.plain_step(plain(), state, [self._restored(kind, b) for b in batches])
 
     def _with_features(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -52,7 +53,8 @@ class Features:
             StepAsideError: they can't be had, or known ones turn out to be wrong.
         """
         missing = np.flatnonzero(rows.slots < 0)
-        if len(missing) < len(rows) and self.watch.wants_check(kind):
+        some = len(missing) < len(rows)
+        if some and self.watch.wants_check(kind, served.is_trusted):
             self._check(rows, served, kind, state)
         computed: Columns = {}
         if len(missing):
@@ -100,9 +102,11 @@ class Features:
         others = np.setdiff1d(np.arange(len(rows)), positions)
         ordered = np.concatenate([positions, others])
         everything = len(positions) == len(rows)
+        began = time.perf_counter()
         self.watch.before_prefix()
         columns = self._run(rows, None if everything else ordered, served, kind, state)
         self.watch.after_prefix()
+        self.watch.prefix_seconds = time.perf_counter() - began
         return {column: array[: len(positions)] for column, array in columns.items()}
 
     def _run(
@@ -161,6 +165,7 @@ class Features:
 
     def _check(self, rows: Rows, served: Served, kind: str, state: Any) -> None:
         """Computes a few known rows again."""
+        began = time.perf_counter()
         positions = self.watch.draw(np.flatnonzero(rows.slots >= 0), len(rows))
         fresh = self._run(rows, positions, served, kind, state)
         for name in self.store.columns:
@@ -170,6 +175,7 @@ class Features:
                     "depend on the other images of the batch",
                     "keep such layers out of the frozen part",
                 )
+        self.watch.check_seconds += time.perf_counter() - began
 
 
 def _warn(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ import keras
 import numpy as np
 
 from keras_freeze.features.aside import StepAsideError, moves
+from keras_freeze.graph.tree import LayerTree, hidden_layers
+from keras_freeze.training.patch import attributes
 
 Batch = Any
 
@@ -19,11 +21,6 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
     """Returns (what goes before the data, the batches of this step)."""
     state, iterator = args
     return (state,), list(itertools.islice(iterator, count))
-
-
-def step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
-    """Calls a train or test function of the model on batches."""
-    return function(*state, iter(batches))
 
 
 def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any, ...], Any], Any]:
@@ -47,14 +44,81 @@ def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any,
 
     def prefix(state: tuple[Any, ...], x: Any) -> Any:
         ((trainable, others, *_),) = state
-        return run(trainable, others, x)
+        return run(trainable, list(others), x)
 
     return prefix
+
+
+class Lighter:
+    """Runs served steps on the state that they use.
+
+    Keras hands all variables of the model to each step, and gets them back; with a large frozen
+    base and a small head, that takes longer than the step. `Layer._layers` was tried on Keras
+    3.12.0 and 3.15.1.
+
+    Args:
+        model: the model that is fitted.
+        tree: all its layers.
+        busy: ids of the leaves that run in the step.
+    """
+
+    def __init__(self, model: Any, tree: LayerTree, busy: set[int]):
+        self.patches = hidden_layers(tree, busy)
+        every = [id(variable) for variable in model.non_trainable_variables]
+        with attributes(self.patches):
+            seen = {id(variable) for variable in model.non_trainable_variables}
+        self.kept = [place for place, variable in enumerate(every) if variable in seen]
+
+    def step(
+        self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
+    ) -> Any:
+        """Calls a train or test function of the model on batches."""
+        ((trainable, others, *rest),) = state
+        used = [others[place] for place in self.kept]
+        with attributes(self.patches):
+            logs, (trainable, used, *rest) = function((trainable, used, *rest), iter(batches))
+        whole = list(others)
+        for place, value in zip(self.kept, used, strict=True):
+            whole[place] = value
+        return logs, (trainable, Whole(whole), *rest)
+
+
+class Whole(Sequence[Any]):
+    """The values of all variables, as `fit` carries them from step to step.
+
+    `fit` sets them as an attribute of the model after each step, and Keras goes through lists that
+    are set, value by value; through this it doesn't.
+    """
+
+    def __init__(self, values: list[Any]):
+        self.values = values
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.values[place]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def plain(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a train or test function of the whole model as Keras does."""
+    (trainable, others, *rest), iterator = args
+    return function((trainable, list(others), *rest), iterator)
+
+
+def plain_step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
+    """Calls a train or test function of the whole model on batches."""
+    return plain(function, *state, iter(batches))
 
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     """Returns a view of an array on the CPU, else a copy."""
     return np.asarray(tensor)
+
+
+def reader(variables: list[Any]) -> Callable[[], list[np.ndarray[Any, Any]]]:
+    """Returns what reads the values of variables."""
+    return lambda: [to_numpy(variable.value) for variable in variables]
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:

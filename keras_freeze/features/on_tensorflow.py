@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_freeze.features.aside import StepAsideError
+from keras_freeze.graph.tree import LayerTree
 
 Batch = Any
 
@@ -19,11 +20,6 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
     """Returns (what goes before the data, the batches of this step)."""
     (iterator,) = args
     return (), list(itertools.islice(iterator, count))
-
-
-def step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
-    """Calls a train or test function of the model on batches."""
-    return function(iter(batches))
 
 
 def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any, ...], Any], Any]:
@@ -48,16 +44,49 @@ def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any,
     return prefix
 
 
+class Lighter:
+    """Runs served steps. Nothing to save here: a traced step knows what it uses."""
+
+    def __init__(self, model: Any, tree: LayerTree, busy: set[int]):
+        pass
+
+    def step(
+        self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
+    ) -> Any:
+        """Calls a train or test function of the model on batches."""
+        return function(iter(batches))
+
+
+def plain(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a train or test function of the whole model as Keras does."""
+    return function(*args)
+
+
+def plain_step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
+    """Calls a train or test function of the whole model on batches."""
+    return function(iter(batches))
+
+
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     """Returns a view of a tensor on the CPU, else a copy."""
-    if isinstance(tensor, tf.Variable):
-        tensor = tensor.read_value()
     if isinstance(tensor, tf.Tensor) and tensor.dtype.is_numpy_compatible:
         try:
             return np.asarray(memoryview(tensor))
         except (BufferError, TypeError, ValueError):  # on a device, or a dtype without a format
             return np.asarray(tensor.numpy())
     return np.asarray(tensor)
+
+
+def reader(variables: list[Any]) -> Callable[[], list[np.ndarray[Any, Any]]]:
+    """Returns what reads the values of variables: all in one call, which is much faster."""
+    if not variables:
+        return list
+
+    def read() -> list[Any]:
+        return [variable.value.read_value() for variable in variables]
+
+    traced = tf.function(read, autograph=False)
+    return lambda: [to_numpy(value) for value in traced()]
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import torch
+
+from keras_freeze.graph.tree import LayerTree, hidden_layers
+from keras_freeze.training.patch import attributes
 
 Batch = Any
 
@@ -16,11 +20,6 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
     """Returns (what goes before the data, the batches of this step)."""
     (data,) = args
     return (), list(data)
-
-
-def step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
-    """Calls a train or test function of the model on batches."""
-    return function(batches)
 
 
 def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any, ...], Any], Any]:
@@ -33,6 +32,49 @@ def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any,
     return prefix
 
 
+class Lighter:
+    """Runs served steps in which Keras looks only at the layers that run.
+
+    In each step Keras walks all layers, in Python, for weights, gradients and losses; a large
+    frozen base takes longer to walk than a small head to train.
+
+    Args:
+        model: the model that is fitted.
+        tree: all its layers.
+        busy: ids of the leaves that run in the step.
+    """
+
+    def __init__(self, model: Any, tree: LayerTree, busy: set[int]):
+        zero_grad = functools.partial(_zero_grad, model)
+        self.patches = [*hidden_layers(tree, busy), (model, "zero_grad", zero_grad)]
+
+    def step(
+        self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
+    ) -> Any:
+        """Calls a train or test function of the model on batches."""
+        with attributes(self.patches):
+            return function(batches)
+
+
+def plain(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a train or test function of the whole model as Keras does."""
+    return function(*args)
+
+
+def plain_step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
+    """Calls a train or test function of the whole model on batches."""
+    return function(batches)
+
+
+def _zero_grad(model: Any, set_to_none: bool = True) -> None:
+    """As `torch.nn.Module.zero_grad`, for what a served step has gradients of."""
+    for variable in model.trainable_variables:
+        if set_to_none or variable.value.grad is None:
+            variable.value.grad = None
+        else:
+            variable.value.grad.zero_()
+
+
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     """Returns a view of a tensor on the CPU, else a copy."""
     if not isinstance(tensor, torch.Tensor):
@@ -40,6 +82,11 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     if tensor.dtype == torch.bfloat16:
         return np.asarray(keras.ops.convert_to_numpy(tensor))
     return np.asarray(tensor.detach().cpu())
+
+
+def reader(variables: list[Any]) -> Callable[[], list[np.ndarray[Any, Any]]]:
+    """Returns what reads the values of variables."""
+    return lambda: [to_numpy(variable.value) for variable in variables]
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import keras
@@ -16,10 +17,11 @@ Positions = Array  # places of rows within a batch
 
 
 class Backend(Protocol):
-    """What the modules `on_jax`, `on_tensorflow` and `on_torch` give."""
+    """What is used here of the modules `on_jax`, `on_tensorflow` and `on_torch`."""
 
     def to_numpy(self, tensor: Any) -> Array: ...
     def to_tensor(self, array: Array) -> Any: ...
+    def reader(self, variables: list[Any]) -> Callable[[], list[Array]]: ...
 
 
 class Rows(Protocol):

@@ -136,6 +136,9 @@ class Served:
         self.subject = subject
         self.part = part
         self.backend = backend
+        # The graph of a whole model gives the same in training and validation; a subclassed model
+        # may do something else in front of its base.
+        self.alike = subject.is_readable
         frozen = frozen_calls(subject.tree, subject.base_leaves)
         calls = {id(layer): call for layer, _, call in frozen}
         container = subject.container
@@ -143,11 +146,20 @@ class Served:
         call = calls.get(id(container), container.call)
         self.tap = Tap(subject.model, container, part, call, wires)
         self.patches = [*frozen, *self.tap.patches]
-        # The graph of a whole model gives the same in training and validation; a subclassed model
-        # may do something else in front of its base.
-        self.alike = subject.is_readable
+        self.lighter = backend.Lighter(subject.model, subject.tree, self._busy())
+        self.is_trusted = self.alike and all(map(_is_row_by_row, part.operations))
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
+
+    def _busy(self) -> set[int]:
+        """The leaves that run in a served step."""
+        tree, part = self.subject.tree, self.part
+        if isinstance(part, GraphPart) and self.alike:
+            called = [step.operation for step in part.cut.tail if not step.enters]
+        else:
+            inside = {id(layer) for layer in part.layers}
+            called = [leaf for leaf in tree.leaves if id(leaf) not in inside]
+        return {id(leaf) for layer in called if layer in tree for leaf in tree.below(layer)}
 
     def prefix(self, kind: str) -> Callable[..., Any]:
         """Returns the compiled prefix for `kind`, "train" or "test": (state, x) -> features."""
@@ -197,6 +209,19 @@ def _tripwires(
     outside = [leaf for leaf in subject.tree.leaves if id(leaf) not in inside]
     reasons = [(leaf, fixed.why_not(leaf)) for leaf in outside]
     return [(leaf, calls.get(id(leaf), leaf.call), reason) for leaf, reason in reasons if reason]
+
+
+def _is_row_by_row(operation: Any) -> bool:
+    """True for what is known to treat each image alone, and the same each time: Keras' own layers.
+
+    Not so functions on whole tensors, a Lambda, or a layer of the user's.
+    """
+    of_keras = type(operation).__module__.split(".")[0] == "keras"
+    return of_keras and _is_layer(operation) and not isinstance(operation, keras.layers.Lambda)
+
+
+def _is_layer(operation: Any) -> bool:
+    return isinstance(operation, keras.layers.Layer)
 
 
 def _ignores_inputs(model: Model) -> bool:

@@ -54,9 +54,14 @@ class GraphPart:
     @property
     def layers(self) -> list[Any]:
         """All layers that the prefix runs."""
-        operations = {id(step.operation): step.operation for step in self.steps if not step.enters}
-        layers = [one for one in operations.values() if isinstance(one, keras.layers.Layer)]
+        layers = [one for one in self.operations if isinstance(one, keras.layers.Layer)]
         return list({id(below): below for layer in layers for below in LayerTree(layer)}.values())
+
+    @property
+    def operations(self) -> list[Any]:
+        """All that the prefix calls, each once."""
+        called = {id(step.operation): step.operation for step in self.steps if not step.enters}
+        return list(called.values())
 
     @property
     def columns(self) -> list[str]:
@@ -100,6 +105,7 @@ class WholePart:
 
     def __init__(self, container: Any, call: Callable[..., Any]):
         self.layers = list(LayerTree(container))
+        self.operations = [container]
         self.call = call
         self.structure: Any = None
         self.dtypes: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from keras_freeze.training.feed import ArrayFeed
 Array = np.ndarray[Any, Any]
 CHECKED = 2  # rows that are computed again in an epoch
 COMPARED = 64  # rows of an array that are hashed again in an epoch
+CHEAP = 0.01  # share of a run that checks may take
 LEAST_HITS = 0.1  # share of an epoch's rows below which a cache isn't worth it
 RTOL = {"float16": 1e-2, "bfloat16": 5e-2}  # else 1e-3: another batch size rounds differently
 
@@ -34,11 +36,14 @@ class Watch:
         self.variables: list[Any] = []
         self.prints: list[Key] = []
         self.arrays: dict[int, tuple[Any, Any]] = {}  # row numbers and their keys, by feed
-        self.epoch = -1
+        self.began = time.perf_counter()
+        self.check_seconds = 0.0  # of all checks
+        self.prefix_seconds = 0.0  # of the prefix for the last batch
         self.counts: dict[str, list[int]] = {}
         self.poor = 0  # epochs in a row with hardly a hit
         self.patience = 1  # poor epochs that are nothing unusual: the first one
-        self.unchecked: set[str] = set()
+        self.checked: set[str] = set()  # kinds
+        self.has_looked = False  # in this epoch, at known rows
         self.quiet = True
 
     def once(self, what: str) -> bool:
@@ -48,11 +53,8 @@ class Watch:
         return first
 
     def begin_epoch(self) -> None:
-        self.epoch += 1
         self.counts = {"train": [0, 0], "test": [0, 0]}
-        # On JAX a check runs a whole batch, since it compiles for each shape: not in each epoch.
-        if keras.backend.backend() != "jax" or self.epoch & (self.epoch - 1) == 0:
-            self.unchecked = {"train"}
+        self.has_looked = False
 
     # Weights
 
@@ -60,6 +62,7 @@ class Watch:
         """Remembers the weights of the prefix."""
         variables = {id(v): v for layer in layers for v in layer.variables}
         self.variables = list(variables.values())
+        self.read = self.backend.reader(self.variables)
         self.prints = self._prints()
         own = [v for layer in layers for v in own_states(layer)]
         frozen = (keras.layers.BatchNormalization, keras.layers.Normalization)
@@ -68,7 +71,7 @@ class Watch:
         self.quiet = not self.states  # nothing that could move
 
     def _prints(self) -> list[Key]:
-        return [fingerprint(self.backend.to_numpy(v.value)) for v in self.variables]
+        return [fingerprint(value) for value in self.read()]
 
     def check_weights(self) -> None:
         """Raises `StepAsideError` if a weight of the prefix isn't what it was."""
@@ -114,14 +117,30 @@ class Watch:
                 "pass a generator or a PyDataset that makes the rows of each epoch",
             )
 
-    def wants_check(self, kind: str) -> bool:
-        """True once an epoch, when known rows are about to be served."""
-        wanted = kind in self.unchecked
-        self.unchecked.discard(kind)
-        return wanted
+    def wants_check(self, kind: str, is_trusted: bool) -> bool:
+        """True if known rows should be computed again before they are served.
+
+        Always before the first ones are, unless the prefix is of layers that are known to be
+        deterministic; then once an epoch, as long as all checks take a hundredth of the run.
+
+        Args:
+            kind: "train" or "test".
+            is_trusted: whether the prefix is of such layers.
+        """
+        first = kind not in self.checked and not is_trusted
+        spent = self.check_seconds + self.prefix_seconds
+        cheap = kind == "train" and not self.has_looked
+        cheap = cheap and spent < CHEAP * (time.perf_counter() - self.began)
+        self.has_looked = self.has_looked or kind == "train"
+        if first or cheap:
+            self.checked.add(kind)
+        return first or cheap
 
     def draw(self, known: Array, batch: int) -> Array:
-        """Returns positions of a few rows to compute again, in the company of other rows."""
+        """Returns positions of a few rows to compute again, in the company of other rows.
+
+        On JAX as many as there are in a batch: it would compile for another shape.
+        """
         few = self.random.permutation(known)[:CHECKED]
         return np.resize(few, batch) if keras.backend.backend() == "jax" else few
 

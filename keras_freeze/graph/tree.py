@@ -116,3 +116,27 @@ class LayerTree:
     def below(self, layer: Layer) -> list[Layer]:
         """Returns the leaves at or below `layer` in execution order, without `InputLayer`s."""
         return list(self._below[id(layer)].values())
+
+
+def hidden_layers(tree: LayerTree, busy: set[int]) -> list[tuple[Layer, str, list[Layer]]]:
+    """Returns `(container, "_layers", those in use)`: what hides idle layers, while it is set.
+
+    Keras finds weights, losses and states of a model by walking `_layers`. Tried on Keras 3.12.0
+    and 3.15.1.
+
+    Args:
+        tree: the whole model.
+        busy: ids of the leaves in use; what trains and what holds metrics is never hidden.
+    """
+    hidden = []
+    for layer in tree:
+        kept = [child for child in layer._layers if _is_busy(child, tree, busy)]
+        if len(kept) < len(layer._layers):
+            hidden.append((layer, "_layers", kept))
+    return hidden
+
+
+def _is_busy(layer: Layer, tree: LayerTree, busy: set[int]) -> bool:
+    if layer not in tree or layer.metrics:
+        return True
+    return any(id(leaf) in busy or leaf.trainable_variables for leaf in tree.below(layer))

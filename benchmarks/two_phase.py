@@ -1,0 +1,333 @@
+"""The whole two-phase run: stock Keras, the bottleneck trick by hand, keras_freeze, and the limit.
+
+    KERAS_BACKEND=jax python benchmarks/two_phase.py [--small] [--repeats 3] [--only NAME ...]
+                                                     [--output FILE.json] [--plot FILE.png]
+
+All paths run in one process, in turns, each on a fresh model with equal weights, the same data in
+the same order and the same epochs. A path's time is its wall time, tracing and compiling included.
+
+- stock: two `fit` calls, `compile` in between, as Keras' guide to transfer learning has it.
+- by hand: the features of the frozen base by `predict`, the head by `fit` on them; then fine-tuning
+  of the whole model by `fit`, as books have it.
+- limit L: each frozen part runs once for each image, and all epochs run on features in memory, in
+  fine-tuning too: `predict` up to every cut, then a `fit` on the tail of each phase. It is what a
+  perfect hand-written pipeline takes: L = N f + V f + the sum over phases of epochs * (N h + V h').
+- ours: one `fit` with FreezeBase, GradualUnfreeze and BottleneckCache.
+
+eta = L / ours: 1 means that ours runs at the limit, more that it beats the hand-written pipeline.
+`steady` is L by the median epochs alone, without any tracing or compiling.
+
+Inputs are seeded random images and the weights random: it measures time, and whether ours gives the
+History of stock Keras. Nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras
+import numpy as np
+
+from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze
+
+A = keras.applications
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run.
+
+    Attributes:
+        make: gives the base; None for its weights.
+        size: of the square images, in pixels.
+        rows: of training and of validation data.
+        batch: rows of a batch.
+        epochs: of each phase.
+        cut: the name of the base's layer whose output feeds what is fine-tuned.
+        pooling: as in keras.applications.
+    """
+
+    make: Callable[..., Any]
+    size: int
+    rows: tuple[int, int]
+    batch: int
+    epochs: tuple[int, int]
+    cut: str = ""
+    pooling: str | None = "avg"
+
+    def small(self) -> Workload:
+        """A fraction of the work, of the same kind."""
+        rows = (max(2 * self.batch, self.rows[0] // 4), max(self.batch, self.rows[1] // 4))
+        epochs = (max(2, self.epochs[0] // 2), self.epochs[1] // 2)
+        return Workload(self.make, self.size, rows, self.batch, epochs, self.cut, self.pooling)
+
+    def base(self) -> Any:
+        keras.utils.set_random_seed(0)
+        shape = (self.size, self.size, 3)
+        return self.make(
+            weights=None, include_top=False, input_shape=shape, pooling=self.pooling, name="base"
+        )
+
+    def head(self) -> list[Any]:
+        layers = [keras.layers.Dense(256, "relu", name="hidden"), keras.layers.Dense(1, "sigmoid")]
+        return layers if self.pooling else [keras.layers.Flatten(), *layers]
+
+    def model(self) -> Any:
+        base = self.base()
+        model = keras.Sequential([keras.Input(base.input_shape[1:]), base, *self.head()])
+        return compiled(model)
+
+    def data(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        rng = np.random.default_rng(0)
+        sets = []
+        for rows in self.rows:
+            x = rng.random((rows, self.size, self.size, 3), "float32")
+            sets.append((x, rng.integers(0, 2, (rows, 1)).astype("float32")))
+        return sets[0], sets[1]
+
+
+WORKLOADS = {
+    "vgg19_64": Workload(A.VGG19, 64, (540, 200), 20, (5, 5), "block4_pool", None),
+    "mobilenet_v2_96_head": Workload(A.MobileNetV2, 96, (540, 200), 20, (40, 0)),
+    "mobilenet_v2_224": Workload(A.MobileNetV2, 224, (128, 32), 16, (10, 0)),
+    "resnet50_224": Workload(A.ResNet50, 224, (128, 32), 16, (10, 0)),
+    "efficientnet_b0_224": Workload(A.EfficientNetB0, 224, (128, 32), 16, (10, 0)),
+}
+
+
+def compiled(model: Any) -> Any:
+    model.compile(keras.optimizers.RMSprop(1e-4), "binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def stock(work: Workload, train: Any, val: Any) -> dict[str, list[float]]:
+    model = work.model()
+    base = model.get_layer("base")
+    base.trainable = False
+    logs = fit(compiled(model), train, val, work.batch, work.epochs[0])
+    return joined(logs, fine_tuned(work, model, base, train, val))
+
+
+def fine_tuned(work: Workload, model: Any, base: Any, train: Any, val: Any) -> dict[str, Any]:
+    if not work.epochs[1]:
+        return {}
+    base.trainable = True
+    names = [layer.name for layer in base.layers]
+    for layer in base.layers[: names.index(work.cut) + 1]:
+        layer.trainable = False
+    return fit(compiled(model), train, val, work.batch, work.epochs[1])
+
+
+def by_hand(work: Workload, train: Any, val: Any) -> dict[str, list[float]]:
+    base = work.base()
+    base.trainable = False
+    features = [(base.predict(x, batch_size=work.batch, verbose=0), y) for x, y in (train, val)]
+    head = compiled(keras.Sequential([keras.Input(base.output_shape[1:]), *work.head()]))
+    logs = fit(head, *features, work.batch, work.epochs[0])
+    if not work.epochs[1]:
+        return logs
+    whole = keras.Sequential([keras.Input(base.input_shape[1:]), base, *head.layers])
+    return joined(logs, fine_tuned(work, whole, base, train, val))
+
+
+def limit(work: Workload, train: Any, val: Any) -> dict[str, Any]:
+    """Both phases on features; the seconds of each part, and the medians of its epochs."""
+    base = work.base()
+    taps = [base.output] + ([base.get_layer(work.cut).output] if work.epochs[1] else [])
+    prefix = keras.Model(base.input, taps)
+    parts = [prefix.predict(x, batch_size=work.batch, verbose=0) for x, _ in (train, val)]
+    parts = [part if isinstance(part, list) else [part] for part in parts]
+    ends = EpochTimes()
+    head_layers = work.head()
+    head = compiled(keras.Sequential([keras.Input(base.output_shape[1:]), *head_layers]))
+    sets = [(part[0], y) for part, (_, y) in zip(parts, (train, val), strict=True)]
+    fit(head, *sets, work.batch, work.epochs[0], [ends])
+    if work.epochs[1]:
+        names = [layer.name for layer in base.layers]
+        behind = base.layers[names.index(work.cut) + 1 :]
+        tail = [keras.Input(taps[1].shape[1:]), *behind, *head_layers]
+        sets = [(part[1], y) for part, (_, y) in zip(parts, (train, val), strict=True)]
+        fit(compiled(keras.Sequential(tail)), *sets, work.batch, work.epochs[1], [ends])
+    again = time.perf_counter()
+    prefix.predict(train[0], batch_size=work.batch, verbose=0)
+    once = time.perf_counter() - again
+    return {"extra": once, "steady": steady(work, once, ends.seconds)}
+
+
+def steady(work: Workload, prefix: float, epochs: list[float]) -> float:
+    """L by the medians: the prefix of the training rows, and the epochs of each phase."""
+    total = prefix * sum(work.rows) / work.rows[0]
+    first, second = epochs[: work.epochs[0]], epochs[work.epochs[0] :]
+    return total + sum(len(part) * statistics.median(part) for part in (first, second) if part)
+
+
+def ours(work: Workload, train: Any, val: Any) -> dict[str, Any]:
+    cache = BottleneckCache(verbose=0)
+    callbacks: list[Any] = [FreezeBase("base"), cache]
+    if work.epochs[1]:
+        names = [layer.name for layer in work.base().layers]
+        behind = names[names.index(work.cut) + 1]
+        stages = {work.epochs[0]: f"{behind}:"}
+        callbacks.append(GradualUnfreeze(stages, optimizer="reset", verbose=0))
+    logs = fit(work.model(), train, val, work.batch, sum(work.epochs), callbacks)
+    assert cache.stats.enabled, cache.stats.reason
+    assert cache.stats.base_passes == 1.0
+    return logs
+
+
+class EpochTimes(keras.callbacks.Callback):
+    """Seconds of each epoch, its validation included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def fit(model: Any, train: Any, val: Any, batch: int, epochs: int, callbacks: Any = ()) -> Any:
+    done = model.fit(
+        *train,
+        validation_data=val,
+        batch_size=batch,
+        epochs=epochs,
+        shuffle=False,  # so that two fits and one see the same batches
+        verbose=0,
+        callbacks=list(callbacks),
+    )
+    return done.history
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    return {key: values + second.get(key, []) for key, values in first.items()}
+
+
+def measure(work: Workload, repeats: int) -> dict[str, Any]:
+    """Seconds of each path, and how far the History of ours is from stock Keras'."""
+    train, val = work.data()
+    paths = {"stock": stock, "by hand": by_hand, "limit": limit, "ours": ours}
+    seconds: dict[str, list[float]] = {name: [] for name in (*paths, "steady")}
+    results: dict[str, Any] = {}
+    for repeat in range(repeats):
+        for name in list(paths)[:: 1 if repeat % 2 == 0 else -1]:
+            keras.backend.clear_session()
+            gc.collect()
+            start = time.perf_counter()
+            results[name] = paths[name](work, train, val)
+            took = time.perf_counter() - start
+            if name == "limit":
+                took -= results[name]["extra"]
+                seconds["steady"].append(results[name]["steady"])
+            seconds[name].append(took)
+    return {"seconds": seconds, "difference": difference(results["stock"], results["ours"])}
+
+
+def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
+    """The largest difference of any loss or accuracy of any epoch."""
+    return max(float(np.abs(np.subtract(a[key], b[key])).max()) for key in a)
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    return {
+        "backend": keras.backend.backend(),
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": device(),
+    }
+
+
+def device() -> str:
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return str(jax.devices()[0])
+    return str(getattr(keras.ops.zeros(()), "device", "cpu"))
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Medians over the repeats of ratios within a repeat."""
+
+    def ratio(above: str) -> float:
+        pairs = zip(seconds[above], seconds["ours"], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    return {name: ratio(name) for name in ("stock", "by hand", "limit", "steady")}
+
+
+def show(name: str, work: Workload, result: dict[str, Any]) -> None:
+    middle = {path: statistics.median(values) for path, values in result["seconds"].items()}
+    over = ratios(result["seconds"])
+    print(
+        f"{name:<22} {middle['stock']:8.1f} {middle['by hand']:8.1f} {middle['limit']:8.1f} "
+        f"{middle['steady']:8.1f} {middle['ours']:8.1f} {over['stock']:8.2f} {over['limit']:8.2f} "
+        f"{over['steady']:8.2f} {result['difference']:12.1e}",
+        flush=True,
+    )
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Bars of the seconds, a group for each workload, relative to stock Keras."""
+    from matplotlib import pyplot
+
+    names = [name for name in results if name in WORKLOADS]
+    paths = ["stock", "by hand", "limit", "ours"]
+    figure, axes = pyplot.subplots(figsize=(1.8 + 1.8 * len(names), 3.6))
+    for index, side in enumerate(paths):
+        middle = [statistics.median(results[name]["seconds"][side]) for name in names]
+        whole = [statistics.median(results[name]["seconds"]["stock"]) for name in names]
+        heights = [a / b for a, b in zip(middle, whole, strict=True)]
+        bars = axes.bar(np.arange(len(names)) + 0.2 * (index - 1.5), heights, 0.19, label=side)
+        axes.bar_label(bars, [f"{value:.0f} s" for value in middle], fontsize=7)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_ylabel("time / stock Keras")
+    axes.set_title(f"{results['machine']['backend']}, {results['machine']['device']}", fontsize=9)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Reads the options, measures, prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="a quarter of the rows, fewer epochs")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    results: dict[str, Any] = {"machine": machine(), "repeats": options.repeats}
+    print(" ".join(f"{key}={value}" for key, value in machine().items()))
+    print(
+        f"{'seconds':<22} {'stock':>8} {'by hand':>8} {'limit L':>8} {'steady':>8} {'ours':>8} "
+        f"{'stock/':>8} {'eta=L/':>8} {'steady/':>8} {'difference':>12}"
+    )
+    for name in options.only:
+        work = WORKLOADS[name].small() if options.small else WORKLOADS[name]
+        results[name] = measure(work, options.repeats)
+        show(name, work, results[name])
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+    if options.plot:
+        plot(results, options.plot)
+
+
+if __name__ == "__main__":
+    main()
