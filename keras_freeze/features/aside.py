@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
-class StepAsideError(Exception):
+class StepAsideError(BaseException):
     """The frozen part can't be cached.
+
+    Not an `Exception`: it may be raised inside a call of a layer, and Keras would wrap it.
 
     Args:
         reason: what is in the way.

@@ -107,12 +107,13 @@ class FeatureCache:
         held = {column for column in self.store.columns if column.split(".")[0] in columns}
         if columns and set(columns) <= held:
             self.store.keep_only(held)
+            self.stats.bytes = self.store.nbytes
         else:
             self._forget()
-        self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
 
     def _forget(self) -> None:
         self.store.clear()
+        self.stats.rows = self.stats.bytes = 0
         self.watch.poor = 0
         for feed in self.feeds.values():
             feed.slots.fill(-1)

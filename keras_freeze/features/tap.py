@@ -164,6 +164,7 @@ class Tap:
         self.container = container
         self.part = part
         self.call = call
+        self.knows_training = "training" in inspect.signature(model.call).parameters
         self.refused = ""  # why a step had to run the container after all
         self.served_steps = {kind: self._step(kind) for kind in ("train", "test")}
         self._now = threading.local()
@@ -180,9 +181,7 @@ class Tap:
         """Runs the model up to the container, and the prefix in it."""
         self._now.job = _Job(x, None)
         try:
-            knows = "training" in inspect.signature(self.model.call).parameters
-            keywords = {"training": training} if knows else {}
-            self.model(x, **keywords)
+            self.model(x, **({"training": training} if self.knows_training else {}))
         except Reached as reached:
             self._check_losses()
             return reached.features

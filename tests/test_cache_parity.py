@@ -1,0 +1,464 @@
+"""C3 and C4: with BottleneckCache, History and weights equal the run without it, in one pass."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_freeze import (
+    BottleneckCache,
+    CacheWarning,
+    FreezeBase,
+    GradualUnfreeze,
+    RecompileOnTrainableChange,
+    Stage,
+)
+from tests import builders
+from tests.builders import BACKEND, L
+from tests.reference.search import examples
+
+X, Y = builders.data(32)
+VAL = builders.data(12, seed=5)
+STAGES = {1: "b3", 3: "b2"}
+
+
+@dataclass
+class Run:
+    """A fit, to be done with and without a cache.
+
+    Attributes:
+        make: makes the model.
+        data: makes what `fit` gets as data, anew for each fit.
+        stages: of GradualUnfreeze, or None.
+        options: further arguments of `fit`.
+        compile: further arguments of `compile`.
+        frozen: makes the callbacks in front.
+    """
+
+    make: Any = builders.nested
+    data: Any = lambda: (X, Y)
+    stages: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+    compile: dict[str, Any] = field(default_factory=dict)
+    frozen: Any = lambda: [FreezeBase()]
+
+    def fit(self, cache: BottleneckCache | None) -> tuple[dict[str, list[float]], Any]:
+        keras.utils.set_random_seed(3)
+        model = builders.compiled(self.make(), **({"metrics": ["mae"]} | self.compile))
+        callbacks = self.frozen()
+        if self.stages is not None:
+            callbacks.append(GradualUnfreeze(self.stages, verbose=0))
+        keras.utils.set_random_seed(4)
+        options = {"batch_size": 8, "epochs": 5, "verbose": 0} | self.options
+        callbacks += [] if cache is None else [cache]
+        history = model.fit(*self.data(), callbacks=callbacks, **options).history
+        return history, builders.weights(model)
+
+
+def check(run: Run, *, exact: bool = True, passes: float | None = 1.0, **cache: Any) -> Any:
+    """Runs with and without a cache and compares; returns the cache's counts."""
+    expected, expected_weights = run.fit(None)
+    cached = BottleneckCache(verbose=0, **cache)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CacheWarning)
+        history, weights = run.fit(cached)
+    assert cached.stats.enabled
+    assert cached.stats.hits > 0
+    if passes is not None:
+        assert cached.stats.base_passes == passes
+    compare(history, expected, exact)
+    compare(weights, expected_weights, exact)
+    return cached.stats
+
+
+def compare(a: dict[str, Any], b: dict[str, Any], exact: bool) -> None:
+    assert list(a) == list(b)
+    for key in a:
+        if exact:
+            assert np.array_equal(a[key], b[key]), key
+        else:
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("stages", [None, STAGES], ids=["head", "stages"])
+@pytest.mark.parametrize("kind", builders.KINDS)
+def test_every_kind_of_model(kind: str, stages: Any):
+    """With validation in batches of another size."""
+    options = {"validation_data": VAL, "validation_batch_size": 4}
+    run = Run(lambda: builders.KINDS[kind](extras=True), stages=stages, options=options)
+    stats = check(run)
+    assert stats.misses == 44
+    assert stats.hits == 5 * 44 - 44
+
+
+def two_inputs() -> keras.Model:
+    """An image goes through the base, numbers straight to the head."""
+    image, numbers = keras.Input((6,), name="image"), keras.Input((3,), name="numbers")
+    both = L.Concatenate()([builders.functional_base()(image), numbers])
+    return keras.Model({"image": image, "numbers": numbers}, L.Dense(1, name="head")(both))
+
+
+def residual(blocks: int = 3) -> keras.Model:
+    """A flat residual network; a skip passes every possible cut."""
+    first = outputs = keras.Input((6,))
+    for block in range(1, blocks + 1):
+        inner = L.Dense(6, activation="tanh", name=f"b{block}")(outputs)
+        outputs = L.Add()([outputs, inner])
+    outputs = L.Concatenate()([outputs, first])
+    return keras.Model(first, L.Dense(1, name="head")(outputs))
+
+
+class Opaque(keras.layers.Layer):
+    """A base whose graph can't be read."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.one = L.Dense(8, activation="tanh", name="one")
+        self.two = L.Dense(8, activation="tanh", name="two")
+
+    def build(self, shape):
+        self.one.build(shape)
+        self.two.build((*shape[:-1], 8))
+
+    def call(self, inputs):
+        hidden = self.one(inputs)
+        return {"last": self.two(hidden), "hidden": hidden}
+
+
+def opaque() -> keras.Model:
+    inputs = keras.Input((6,))
+    outputs = Opaque(name="base")(inputs)
+    both = L.Concatenate()([outputs["last"], outputs["hidden"]])
+    return keras.Model(inputs, L.Dense(1, name="head")(both))
+
+
+class OpaqueInOpaque(keras.Model):
+    """Nothing can be read; the base stands behind code that isn't a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = Opaque(name="base")
+        self.drop = L.Dropout(0.5)
+        self.head = L.Dense(1, name="head")
+
+    def call(self, inputs, training=None):
+        return self.head(self.drop(self.base(inputs * 2.0)["last"], training=training))
+
+
+def opaque_in_opaque() -> keras.Model:
+    model = OpaqueInOpaque()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def dict_data() -> Any:
+    return {"image": X, "numbers": X[:, :3]}, Y
+
+
+SHAPES: dict[str, Run] = {
+    "dict of inputs": Run(two_inputs, dict_data, STAGES),
+    "flat residual": Run(residual, stages=STAGES, frozen=lambda: [FreezeBase(":b3")]),
+    "opaque base": Run(opaque, frozen=lambda: [FreezeBase("base")]),
+    "opaque model": Run(opaque_in_opaque, frozen=lambda: [FreezeBase("base")]),
+    "frozen by hand": Run(
+        lambda: frozen(builders.nested()), frozen=list, options={"validation_data": VAL}
+    ),
+}
+
+
+def frozen(model: keras.Model) -> keras.Model:
+    builders.layer(model, "base").trainable = False
+    return model
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_of_graph(name: str):
+    check(SHAPES[name])
+
+
+def test_a_base_that_is_a_layer_is_cached_while_all_of_it_is_frozen():
+    stages = [Stage(2, "base/*")]
+    stats = check(Run(opaque, stages=stages, frozen=lambda: [FreezeBase("base")]))
+    assert list(stats.cuts) == [0]
+    stats = check(Run(opaque_in_opaque, stages=stages, frozen=lambda: [FreezeBase("base")]))
+    assert list(stats.cuts) == [0]
+
+
+class Sequence(keras.utils.PyDataset):
+    """Batches in order, as numpy arrays, with sample weights."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        rows = slice(8 * index, 8 * index + 8)
+        return X[rows], Y[rows], np.linspace(0.5, 1.5, 8).astype("float32")
+
+
+def batches(times: int = 100) -> Any:
+    for _ in range(times):
+        for start in range(0, 32, 8):
+            yield X[start : start + 8], Y[start : start + 8]
+
+
+def tensors() -> Any:
+    """The backend's own loader, shuffled."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        dataset = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(32, seed=1)
+        return (dataset.batch(8).prefetch(1),)
+    import torch
+
+    dataset = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    return (torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True),)
+
+
+WEIGHTS = np.linspace(0.1, 2, 32).astype("float32")
+REPEATED = np.concatenate([X[:16], X[:16]]), Y
+SOURCES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "shuffled": (lambda: (X, Y), {"shuffle": True}),
+    "in order": (lambda: (X, Y), {"shuffle": False}),
+    "shuffled in batches": (lambda: (X, Y), {"shuffle": "batch"}),
+    "validation split": (lambda: (X, Y), {"validation_split": 0.25}),
+    "sample weights": (lambda: (X, Y, WEIGHTS), {}),
+    "validation_freq": (lambda: (X, Y), {"validation_data": VAL, "validation_freq": 2}),
+    "repeated rows": (lambda: REPEATED, {}),
+    "float64": (lambda: (X.astype("float64"), Y), {"validation_data": VAL}),
+    "steps_per_epoch": (lambda: (X, Y), {"steps_per_epoch": 4}),
+    "PyDataset": (lambda: (Sequence(),), {}),
+    "PyDataset, two workers": (lambda: (Sequence(workers=2, max_queue_size=4),), {}),
+    "generator": (lambda: (batches(),), {"steps_per_epoch": 4, "validation_data": VAL}),
+}
+if BACKEND != "jax":
+    SOURCES["tensors"] = (tensors, {"validation_data": VAL})
+
+
+def fit_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    return {"batch_size": 8} | options
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_of_data(name: str):
+    data, options = SOURCES[name]
+    if not isinstance(data()[0], np.ndarray):
+        options = {"batch_size": None} | options
+        if "validation_data" in options:
+            options["validation_batch_size"] = 4
+    run = Run(builders.nested, lambda: data()[:2], STAGES, fit_arguments(options))
+    if len(data()) == 3:
+        run.options["sample_weight"] = data()[2]
+        run.compile["weighted_metrics"] = ["mae"]
+        run.compile["metrics"] = []
+    if name == "validation_freq":
+        run.options["epochs"] = 6
+    check(run)
+
+
+def test_class_weights():
+    labels = (Y > 0).astype("int32")
+    options = {"class_weight": {0: 0.5, 1: 2.0}}
+    run = Run(data=lambda: (X, labels), options=options, compile={"loss": "binary_crossentropy"})
+    check(run)
+
+
+def test_a_last_partial_batch_is_right_within_rounding():
+    """A row may be computed in a batch of another size than without the cache."""
+    run = Run(data=lambda: builders.data(30), stages=STAGES)
+    check(run, exact=False)
+
+
+def test_a_run_that_begins_late():
+    check(Run(stages=STAGES, options={"initial_epoch": 2, "epochs": 6}))
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")
+def test_several_steps_in_one_execution():
+    options = {"data": lambda: (X[:24], Y[:24])}
+    run = Run(**options, stages=STAGES, compile={"steps_per_execution": 2})
+    check(run)
+
+
+def test_eager_steps():
+    check(Run(stages=STAGES, compile={"run_eagerly": True}, options={"validation_data": VAL}))
+
+
+class OwnStep(keras.Model):
+    """A train step that reads its inputs: an autoencoder's loss beside the model's own."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training=training)
+        return loss + keras.ops.mean(keras.ops.square(x)) * keras.ops.mean(y_pred)
+
+
+def own_step() -> keras.Model:
+    inputs = keras.Input((6,))
+    outputs = L.Dense(1, name="head")(builders.functional_base()(inputs))
+    return OwnStep(inputs, outputs)
+
+
+def test_a_loss_that_reads_the_inputs():
+    check(Run(own_step, stages=STAGES, options={"validation_data": VAL}))
+
+
+def test_mixed_precision():
+    def make() -> keras.Model:
+        keras.config.set_dtype_policy("mixed_float16" if BACKEND == "tensorflow" else "float32")
+        try:
+            return builders.nested(extras=True)
+        finally:
+            keras.config.set_dtype_policy("float32")
+
+    check(Run(make, stages=STAGES), exact=BACKEND != "tensorflow")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_reduced_precision(dtype: str, tolerance: float):
+    run = Run(options={"validation_data": VAL})
+    expected, _ = run.fit(None)
+    cache = BottleneckCache(verbose=0, dtype=dtype)
+    history, _ = run.fit(cache)
+    assert cache.stats.bytes == cache.stats.rows * 8 * 2
+    for key in expected:
+        np.testing.assert_allclose(history[key], expected[key], rtol=tolerance, atol=tolerance)
+    assert history != expected
+
+
+def test_a_change_that_nobody_announced():
+    """Right, with one new pass; freezing again costs another one at most."""
+
+    class Thaw(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            builders.layer(self.model, "b3").trainable = epoch >= 2
+
+    def callbacks() -> list[Any]:
+        return [FreezeBase(), RecompileOnTrainableChange(verbose=0), Thaw()]
+
+    check(Run(frozen=callbacks, options={"validation_data": VAL}), passes=2.0)
+
+
+def test_layers_that_are_frozen_again():
+    stages = [Stage(1, "b3"), Stage(3, freeze="b3")]
+    check(Run(stages=stages, options={"epochs": 6}), passes=2.0)
+
+
+def test_a_callback_may_predict_and_evaluate_on_other_data():
+    other = builders.data(7, seed=9)
+    seen: list[Any] = []
+
+    class Ask(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append(self.model.predict(other[0], verbose=0).tolist())
+            seen.append(self.model.evaluate(*other, verbose=0))
+
+    run = Run(frozen=lambda: [FreezeBase(), Ask()], stages=STAGES)
+    run.options["validation_data"] = VAL
+    check(run)
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+
+
+def test_over_the_budget_it_goes_on_with_what_it_has():
+    expected, expected_weights = Run().fit(None)
+    cache = BottleneckCache(verbose=0, max_bytes=20 * 32)
+    with pytest.warns(CacheWarning, match=r"is full: `max_bytes`.*20 rows.*need"):
+        history, weights = Run().fit(cache)
+    assert cache.stats.rows == 20
+    assert cache.stats.misses == 32 + 4 * 12
+    compare(history, expected, exact=True)
+    compare(weights, expected_weights, exact=True)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A random graph of layers.
+
+    Attributes:
+        calls: for each call, which layer it is (a repeated number is a shared layer) and which
+            earlier tensors it reads.
+        kinds: of the layers: "dense", "norm", "drop".
+        inputs: how many there are.
+        thawed: the dense layers that the stage at epoch 1 thaws.
+        rows: of data, 4 are a batch.
+        picks: which of 8 different rows each row is.
+        eager: whether steps run without being traced.
+    """
+
+    calls: list[tuple[int, list[int]]]
+    kinds: list[str]
+    inputs: int
+    thawed: list[int]
+    picks: list[int]
+    eager: bool
+
+    def make(self) -> keras.Model:
+        layers = [self._layer(number, kind) for number, kind in enumerate(self.kinds)]
+        inputs = [keras.Input((4,), name=f"in{number}") for number in range(self.inputs)]
+        tensors = list(inputs)
+        for number, reads in self.calls:
+            read = [tensors[place % len(tensors)] for place in reads]
+            merged = read[0] if len(read) == 1 else L.Add()(read)
+            tensors.append(layers[number % len(layers)](merged))
+        last = L.Add()([tensors[-1], *inputs])
+        base = keras.Model(inputs, last, name="base")
+        outside = [keras.Input((4,), name=f"x{number}") for number in range(self.inputs)]
+        return keras.Model(outside, L.Dense(1, name="head")(base(outside)))
+
+    def _layer(self, number: int, kind: str) -> keras.layers.Layer:
+        if kind == "dense":
+            return L.Dense(4, activation="tanh", name=f"l{number}")
+        return L.BatchNormalization(name=f"l{number}") if kind == "norm" else L.Dropout(0.5)
+
+    def data(self) -> Any:
+        different, targets = builders.data(8, 4 * self.inputs)
+        rows = different[self.picks]
+        return np.split(rows, self.inputs, axis=1), targets[self.picks]
+
+    def run(self) -> Run:
+        names = {f"l{n}" for n in self.thawed if self.kinds[n % len(self.kinds)] == "dense"}
+        model = self.make()
+        known = {layer.name for layer in model._flatten_layers()}
+        names = sorted(names & known)
+        stages = [Stage(1, names)] if names else None
+        options = {"batch_size": 4, "epochs": 3, "shuffle": False}
+        return Run(self.make, self.data, stages, options, {"run_eagerly": self.eager})
+
+
+@st.composite
+def graphs(draw: Any) -> Graph:
+    kinds = draw(st.lists(st.sampled_from(["dense", "norm", "drop"]), min_size=2, max_size=5))
+    reads = st.lists(st.integers(0, 6), min_size=1, max_size=2, unique=True)
+    call = st.tuples(st.integers(0, len(kinds) - 1), reads)
+    return Graph(
+        calls=draw(st.lists(call, min_size=2, max_size=6)),
+        kinds=["dense", *kinds],
+        inputs=draw(st.integers(1, 2)),
+        thawed=draw(st.lists(st.integers(0, len(kinds)), max_size=3)),
+        picks=draw(
+            st.lists(st.integers(0, 7), min_size=8, max_size=16).filter(lambda p: len(p) % 4 == 0)
+        ),
+        eager=BACKEND != "torch" and draw(st.booleans()),
+    )
+
+
+@given(graphs())
+@examples(8)
+def test_random_graphs(graph: Graph):
+    """Branches, skips, shared layers, several inputs, repeats in the data."""
+    run = graph.run()
+    expected, expected_weights = run.fit(None)
+    cache = BottleneckCache(verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CacheWarning)  # no weights in front of the head
+        history, weights = run.fit(cache)
+    compare(history, expected, exact=True)
+    compare(weights, expected_weights, exact=True)
+    if cache.stats.enabled:
+        assert cache.stats.base_passes == 1.0
+        assert cache.stats.misses == len(set(graph.picks))
