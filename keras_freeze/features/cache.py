@@ -183,14 +183,9 @@ class FeatureCache:
             try:
                 with attributes(served.patches):
                     brought = [self._with_features(served, kind, state, b) for b in batches]
-                    result = served.lighter.step(served.function(kind), state, brought)
-                if served.tap.refused:
-                    raise StepAsideError(served.tap.refused, "call the model on the batch as it is")
-                return result
+                    return served.lighter.step(served.function(kind), state, brought)
             except StepAsideError as error:
                 self.step_aside(error)
-                if served.tap.refused:
-                    return result
         return self.backend.plain_step(plain(), state, [self._restored(kind, b) for b in batches])
 
     def _with_features(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:

@@ -11,8 +11,7 @@ import keras
 import numpy as np
 
 from keras_freeze.features.aside import StepAsideError, moves
-from keras_freeze.graph.tree import LayerTree, hidden_layers
-from keras_freeze.training.patch import attributes
+from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
 
@@ -53,17 +52,15 @@ class Lighter:
     """Runs served steps on the state that they use.
 
     Keras hands all variables of the model to each step, and gets them back; with a large frozen
-    base and a small head, that takes longer than the step. `Layer._layers` was tried on Keras
-    3.12.0 and 3.15.1.
+    base and a small head, that takes longer than the step.
 
     Args:
         model: the model that is fitted.
-        tree: all its layers.
-        busy: ids of the leaves that run in the step.
+        hidden: what hides layers that don't run.
     """
 
-    def __init__(self, model: Any, tree: LayerTree, busy: set[int]):
-        self.patches = hidden_layers(tree, busy)
+    def __init__(self, model: Any, hidden: list[Patch]):
+        self.patches = hidden
         every = [id(variable) for variable in model.non_trainable_variables]
         with attributes(self.patches):
             seen = {id(variable) for variable in model.non_trainable_variables}

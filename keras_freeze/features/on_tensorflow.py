@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_freeze.features.aside import StepAsideError
-from keras_freeze.graph.tree import LayerTree
+from keras_freeze.training.patch import Patch
 
 Batch = Any
 
@@ -47,7 +47,7 @@ def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any,
 class Lighter:
     """Runs served steps. Nothing to save here: a traced step knows what it uses."""
 
-    def __init__(self, model: Any, tree: LayerTree, busy: set[int]):
+    def __init__(self, model: Any, hidden: list[Patch]):
         pass
 
     def step(

@@ -10,8 +10,7 @@ import keras
 import numpy as np
 import torch
 
-from keras_freeze.graph.tree import LayerTree, hidden_layers
-from keras_freeze.training.patch import attributes
+from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
 
@@ -40,13 +39,12 @@ class Lighter:
 
     Args:
         model: the model that is fitted.
-        tree: all its layers.
-        busy: ids of the leaves that run in the step.
+        hidden: what hides layers that don't run.
     """
 
-    def __init__(self, model: Any, tree: LayerTree, busy: set[int]):
+    def __init__(self, model: Any, hidden: list[Patch]):
         zero_grad = functools.partial(_zero_grad, model)
-        self.patches = [*hidden_layers(tree, busy), (model, "zero_grad", zero_grad)]
+        self.patches = [*hidden, (model, "zero_grad", zero_grad)] if hidden else []
 
     def step(
         self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]

@@ -14,9 +14,10 @@ from keras_freeze.features.fixed import TRAINS, Fixed
 from keras_freeze.features.layout import Flags, cut_names, plan_layout
 from keras_freeze.features.tap import GraphPart, Tap, WholePart
 from keras_freeze.graph.program import read_program
-from keras_freeze.graph.tree import Layer, LayerTree
+from keras_freeze.graph.tree import Layer, LayerTree, hidden_layers
 from keras_freeze.training.functions import make_over
 from keras_freeze.training.inference import frozen_calls
+from keras_freeze.training.patch import Patch
 
 Model = Any
 OBSTACLE = (
@@ -146,20 +147,21 @@ class Served:
         call = calls.get(id(container), container.call)
         self.tap = Tap(subject.model, container, part, call, wires)
         self.patches = [*frozen, *self.tap.patches]
-        self.lighter = backend.Lighter(subject.model, subject.tree, self._busy())
+        self.lighter = backend.Lighter(subject.model, self._hidden())
         self.is_trusted = self.alike and all(map(_is_row_by_row, part.operations))
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
 
-    def _busy(self) -> set[int]:
-        """The leaves that run in a served step."""
-        tree, part = self.subject.tree, self.part
-        if isinstance(part, GraphPart) and self.alike:
-            called = [step.operation for step in part.cut.tail if not step.enters]
-        else:
-            inside = {id(layer) for layer in part.layers}
-            called = [leaf for leaf in tree.leaves if id(leaf) not in inside]
-        return {id(leaf) for layer in called if layer in tree for leaf in tree.below(layer)}
+    def _hidden(self) -> list[Patch]:
+        """What hides the prefix from Keras while a step is served, if nothing else runs it."""
+        if not isinstance(self.part, GraphPart) or not self.alike:
+            return []
+        if not _is_of_keras(self.subject.model):
+            return []
+        called = [step.operation for step in self.part.cut.tail if not step.enters]
+        tree = self.subject.tree
+        busy = {id(leaf) for layer in called if layer in tree for leaf in tree.below(layer)}
+        return hidden_layers(tree, busy)
 
     def prefix(self, kind: str) -> Callable[..., Any]:
         """Returns the compiled prefix for `kind`, "train" or "test": (state, x) -> features."""
@@ -188,7 +190,7 @@ class Served:
 
     def shown(self, x: Any) -> list[int]:
         """Returns the leaves of `x` that something behind the cut reads."""
-        if isinstance(self.part, GraphPart) and _ignores_inputs(self.subject.model):
+        if isinstance(self.part, GraphPart) and _is_of_keras(self.subject.model):
             return self._leaves(x, self.part.cut.given)
         return self._leaves(x, None)
 
@@ -224,11 +226,11 @@ def _is_layer(operation: Any) -> bool:
     return isinstance(operation, keras.layers.Layer)
 
 
-def _ignores_inputs(model: Model) -> bool:
-    """True if nothing but the model's graph reads the inputs of a step."""
+def _is_of_keras(model: Model) -> bool:
+    """True if the steps are Keras' own: they call the model once, and read its inputs no more."""
     names = ("train_step", "test_step", "compute_loss", "compute_metrics", "__call__")
     methods = [getattr(type(model), name) for name in names]
-    own = [name for name in names if name in vars(model) and not name.endswith("_step")]
+    own = [name for name in names if name in vars(model)]
     return not own and all(method.__module__.split(".")[0] == "keras" for method in methods)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,7 +58,7 @@ class MemoryStore:
         """
         if not self.columns:
             self.columns = {name: [] for name in columns}
-            self.bytes_per_row = sum(array[:1].nbytes for array in columns.values())
+            self.bytes_per_row = sum(_row_bytes(array) for array in columns.values())
         room = (self.max_bytes - self.nbytes) // max(1, self.bytes_per_row)
         count = max(0, min(len(keys), room))
         first = self.rows
@@ -95,4 +96,8 @@ class MemoryStore:
         """Gives the memory of all other columns back."""
         kept = set(columns)
         self.columns = {name: chunks for name, chunks in self.columns.items() if name in kept}
-        self.bytes_per_row = sum(chunks[0][:1].nbytes for chunks in self.columns.values())
+        self.bytes_per_row = sum(_row_bytes(chunks[0]) for chunks in self.columns.values())
+
+
+def _row_bytes(array: Array) -> int:
+    return int(math.prod(array.shape[1:]) * array.itemsize)

@@ -21,7 +21,6 @@ from keras_freeze.graph.tree import LayerTree, has_added_losses
 
 Model = Any
 Tensor = Any
-CHANGED_INPUT = "the model's own step calls it on other inputs than those of the batch"
 Features = dict[str, Tensor]  # by column: a value of the program, or the mask of one
 
 
@@ -165,7 +164,6 @@ class Tap:
         self.part = part
         self.call = call
         self.knows_training = "training" in inspect.signature(model.call).parameters
-        self.refused = ""  # why a step had to run the container after all
         self.served_steps = {kind: self._step(kind) for kind in ("train", "test")}
         self._now = threading.local()
         self.patches: list[tuple[Any, str, Any]] = [
@@ -206,9 +204,8 @@ class Tap:
             return self.call(*args, **kwargs)
         if job.features is None:
             raise Reached(self.part.prefix(*args, **kwargs))
-        if self.container is self.model and not _is_same(args[0], job.x):
-            self.refused = CHANGED_INPUT
-            return self.call(*args, **kwargs)
+        if self.container is self.model:
+            _check_same(args[0], job.x)
         return self.part.tail(job.features, *args, **kwargs)
 
     def _watch(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -216,9 +213,8 @@ class Tap:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             job = getattr(self._now, "job", None)
-            if job is not None and job.features is not None and not _is_same(args[0], job.x):
-                self.refused = CHANGED_INPUT
-                self._now.job = None
+            if job is not None and job.features is not None:
+                _check_same(args[0], job.x)
             return call(*args, **kwargs)
 
         return watched
@@ -275,6 +271,11 @@ class Tap:
         return keras.tree.pack_sequence_as(structure, flat)
 
 
-def _is_same(a: Any, b: Any) -> bool:
-    flat, other = keras.tree.flatten(a), keras.tree.flatten(b)
-    return len(flat) == len(other) and all(x is y for x, y in zip(flat, other, strict=True))
+def _check_same(called_on: Any, x: Any) -> None:
+    """The features are those of the batch, so the model must be called on the batch."""
+    one, other = keras.tree.flatten(called_on), keras.tree.flatten(x)
+    if len(one) != len(other) or any(a is not b for a, b in zip(one, other, strict=True)):
+        raise StepAsideError(
+            "the model's own step calls it on other inputs than those of the batch",
+            "call the model on the batch as it is",
+        )
