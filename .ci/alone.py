@@ -10,10 +10,13 @@ import keras_freeze
 base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="block1")], name="base")
 model = keras.Sequential([base, keras.layers.Dense(1)])
 model.compile("adam", "mse")
-callbacks = [keras_freeze.FreezeBase("base"), keras_freeze.GradualUnfreeze({1: "block1"})]
+cache = keras_freeze.BottleneckCache()
+thaw = keras_freeze.GradualUnfreeze({1: "block1"})
+callbacks = [keras_freeze.FreezeBase("base"), thaw, cache]
 history = model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=2, verbose=0, callbacks=callbacks)
 assert history.history["stage"] == [0, 1], history.history
 assert history.history["trainable_params"] == [9, 49], history.history
+assert cache.stats.base_passes == 1.0, cache.stats
 others = {"tensorflow", "torch"} & set(sys.modules)
 assert not others, others
 assert "site-packages" in keras_freeze.__file__, keras_freeze.__file__

@@ -213,6 +213,17 @@ def test_weights_of_the_frozen_part_that_change():
     check_aside(run, "weights of the frozen part were changed: ")
 
 
+def test_weights_that_change_right_before_a_stage():
+    class Change(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                kernel = builders.layer(self.model, "b1").kernel
+                kernel.assign(kernel * 1.5)
+
+    run = Run(frozen=lambda: [FreezeBase(), Change()], stages={2: "b3"})
+    check_aside(run, "weights of the frozen part were changed: ")
+
+
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow copies arrays when fit begins")
 def test_arrays_that_are_changed_in_place():
     arrays: list[Any] = []

@@ -166,7 +166,28 @@ def dict_data() -> Any:
     return {"image": X, "numbers": X[:, :3]}, Y
 
 
+def two_branches() -> keras.Model:
+    """Once "right" is thawed, what is kept depends on one of the inputs alone."""
+    left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
+    branches = [L.Dense(4, name="l")(left), L.Dense(4, name="r")(right)]
+    return keras.Model([left, right], L.Dense(1, name="head")(L.Concatenate()(branches)))
+
+
+def pairs() -> Any:
+    while True:
+        for start in range(0, 32, 8):
+            rows = slice(start, start + 8)
+            yield (X[rows], X[::-1][rows]), Y[rows]
+
+
+def branches(data: Any, **options: Any) -> Run:
+    stages = [Stage(2, "r")]
+    return Run(two_branches, data, stages, options, frozen=lambda: [FreezeBase(["l", "r"])])
+
+
 SHAPES: dict[str, Run] = {
+    "two branches": branches(lambda: ([X, X[::-1]], Y)),
+    "two branches of a generator": branches(lambda: (pairs(),), batch_size=None, steps_per_epoch=4),
     "dict of inputs": Run(two_inputs, dict_data, STAGES, traced=True),
     "flat residual": Run(residual, stages=STAGES, frozen=lambda: [FreezeBase(":b3")]),
     "opaque base": Run(opaque, frozen=lambda: [FreezeBase("base")]),

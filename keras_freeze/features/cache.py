@@ -59,6 +59,7 @@ class FeatureCache:
         self.feeds: dict[str, ArrayFeed] = {}
         self.served: Served | None = None
         self.stage = 0
+        self.places: list[int] | None = None
         stats.enabled = True
         try:
             self.backend.check(subject.model)
@@ -84,13 +85,18 @@ class FeatureCache:
         if not self.stats.enabled:
             return
         try:
+            if self.store.rows:
+                self.watch.check_weights()  # before those of the new prefix are looked at
             choice = choose(self.subject, now, later)
             self._check_worth(choice)
         except StepAsideError as error:
             self.step_aside(error)
             return
-        self._keep_only(choice.columns)
+        kept = self._keep_only(choice.columns)
         if choice.part is not None:
+            if kept and self.places is not None:  # rows were told apart by these inputs
+                choice.part.places = self.places
+            self.places = choice.part.places
             self.stats.cuts[stage] = choice.names
             self.served = Served(self.subject, choice.part, now, self.backend)
             self.watch.look_at(choice.part.layers)
@@ -102,14 +108,15 @@ class FeatureCache:
                 "freeze the base: put FreezeBase() into the list of callbacks",
             )
 
-    def _keep_only(self, columns: Sequence[str]) -> None:
-        """Frees what no later stage needs; what is missing means a new pass."""
+    def _keep_only(self, columns: Sequence[str]) -> bool:
+        """Frees what no later stage needs; False if something is missing: a new pass begins."""
         held = {column for column in self.store.columns if column.split(".")[0] in columns}
         if columns and set(columns) <= held:
             self.store.keep_only(held)
             self.stats.bytes = self.store.nbytes
-        else:
-            self._forget()
+            return True
+        self._forget()
+        return False
 
     def _forget(self) -> None:
         self.store.clear()

@@ -186,7 +186,7 @@ class Served:
 
     def places(self, x: Any) -> list[int]:
         """Returns the leaves of `x` that the prefix reads."""
-        return self._leaves(x, self.part.places if isinstance(self.part, GraphPart) else None)
+        return self._leaves(x, self.part.places)
 
     def shown(self, x: Any) -> list[int]:
         """Returns the leaves of `x` that something behind the cut reads."""

@@ -77,6 +77,7 @@ class MemoryStore:
         rows = max(64, CHUNK // max(1, self.bytes_per_row), start)
         if not start:
             rows = self.expected or rows
+        rows = min(rows, max(1, self.max_bytes // max(1, self.bytes_per_row) - start))
         for name, array in columns.items():
             self.columns[name].append(np.empty((rows, *array.shape[1:]), array.dtype))
         self.starts = [*(self.starts or [0]), start + rows]

@@ -42,13 +42,17 @@ class GraphPart:
         program: of the container.
         cut: where it is cut now.
         values: all that is to be computed, also for the cuts of later stages.
+
+    Attributes:
+        places: of the inputs by which rows are told apart; None = all.
     """
 
     def __init__(self, program: Program, cut: Cut, values: tuple[Value, ...]):
         self.program = program
         self.cut = cut
         self.values = values
-        self.steps, self.places = prefix_of(program, values)
+        self.steps, places = prefix_of(program, values)
+        self.places: list[int] | None = places
 
     @property
     def layers(self) -> list[Any]:
@@ -105,6 +109,7 @@ class WholePart:
     def __init__(self, container: Any, call: Callable[..., Any]):
         self.layers = list(LayerTree(container))
         self.operations = [container]
+        self.places: list[int] | None = None
         self.call = call
         self.structure: Any = None
         self.dtypes: list[str] = []

@@ -35,7 +35,6 @@ class Watch:
         self.told: set[str] = set()
         self.variables: list[Any] = []
         self.prints: list[Key] = []
-        self.arrays: dict[int, tuple[Any, Any]] = {}  # row numbers and their keys, by feed
         self.began = time.perf_counter()
         self.check_seconds = 0.0  # of all checks
         self.prefix_seconds = 0.0  # of the prefix for the last batch
@@ -106,12 +105,11 @@ class Watch:
 
     def check_rows(self, feed: ArrayFeed, places: list[int]) -> None:
         """Raises `StepAsideError` if rows of an array aren't what they were the first time."""
-        numbers, keys = self.arrays.get(id(feed), (None, None))
-        if numbers is None:
+        if feed.sample is None or feed.sample[0] != places:
             numbers = self.random.permutation(len(feed))[:COMPARED]
-        now = row_keys([feed.leaves[place][numbers] for place in places])
-        self.arrays[id(feed)] = (numbers, now)
-        if keys is not None and keys != now:
+            feed.sample = (places, numbers, _keys_of(feed, places, numbers))
+        _, numbers, keys = feed.sample
+        if _keys_of(feed, places, numbers) != keys:
             raise StepAsideError(
                 "the arrays that were passed to `fit` were changed in place",
                 "pass a generator or a PyDataset that makes the rows of each epoch",
@@ -159,6 +157,10 @@ class Watch:
                 "the inputs differ in each epoch, so hardly a row was found again",
                 "put random augmentation behind the base, or leave the callback out",
             )
+
+
+def _keys_of(feed: ArrayFeed, places: list[int], numbers: Array) -> list[Key]:
+    return row_keys([feed.leaves[place][numbers] for place in places])
 
 
 def agree(kept: Array, fresh: Array) -> bool:

@@ -25,6 +25,7 @@ class ArrayFeed:
         structure: `x` as it was given.
         leaves: its arrays.
         slots: where each row's features are, -1 = unknown; for whoever keeps them.
+        sample: what some of the rows were, for whoever compares them.
     """
 
     def __init__(self, epoch_iterator: Any):
@@ -34,6 +35,7 @@ class ArrayFeed:
         self.structure = self.inputs[0]
         self.leaves: list[Array] = keras.tree.flatten(self.structure)
         self.slots = np.full(len(self), -1, np.int64)
+        self.sample: tuple[Any, ...] | None = None
         self.dataset = getattr(epoch_iterator, "_distributed_dataset", None)
 
     def __len__(self) -> int:

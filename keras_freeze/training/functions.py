@@ -213,7 +213,7 @@ class GuardedStep:
     def _put(self, function: Callable[..., Any] | None) -> None:
         object.__setattr__(self.model, "train_function", function)
 
-    def _plain(self) -> Callable[..., Any]:
+    def plain(self) -> Callable[..., Any]:
         """The model's own train function, traced under the guard."""
         if self.train is None:
             make_train_function(self.model)
@@ -229,8 +229,8 @@ class GuardedStep:
             return self.model.train_function(*args)
         with attributes(self.patches):
             if self.server is not None:
-                return self.server.step("train", args, self._plain)
-            return self._plain()(*args)
+                return self.server.step("train", args, self.plain)
+            return self.plain()(*args)
 
 
 class ServedTest:
