@@ -331,6 +331,21 @@ def test_a_train_step_that_changes_its_inputs():
     check_aside(Run(make, traced=True), "calls it on other inputs than those of the batch")
 
 
+def flipped() -> keras.Model:
+    inputs = keras.Input((6, 6, 1))
+    layers = [keras.Input((6, 6, 1)), L.Conv2D(2, 3, name="conv"), L.Flatten()]
+    base = keras.Sequential(layers, name="base")
+    outputs = base(L.RandomFlip("horizontal", name="flip")(inputs))
+    return keras.Model(inputs, L.Dense(1, name="head")(outputs))
+
+
+def test_random_flips_in_the_model():
+    images = np.random.default_rng(0).normal(size=(32, 6, 6, 1)).astype("float32")
+    check_aside(
+        Run(flipped, lambda: (images, Y)), "'flip' comes before frozen layers, and it stays"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

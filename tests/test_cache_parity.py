@@ -216,6 +216,13 @@ def test_a_base_that_is_a_layer_is_cached_while_all_of_it_is_frozen():
     assert list(stats.cuts) == [0]
 
 
+def test_a_stage_that_leaves_the_base_alone_needs_no_new_pass():
+    stages = [Stage(3, learning_rate=0.01)]
+    for make in (opaque, opaque_in_opaque):
+        check(Run(make, stages=stages, frozen=lambda: [FreezeBase("base")]))
+    check(Run(builders.nested, stages=stages))
+
+
 class Sequence(keras.utils.PyDataset):
     """Batches in order, as numpy arrays, with sample weights."""
 

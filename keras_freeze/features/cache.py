@@ -19,6 +19,7 @@ from keras_freeze.features.rows import HashedRows, NumberedRows, Rows
 from keras_freeze.features.served import Choice, Served, Subject, choose, symbols_of
 from keras_freeze.features.stats import CacheStats
 from keras_freeze.features.store import MemoryStore
+from keras_freeze.features.tap import GraphPart, WholePart
 from keras_freeze.features.watch import Watch
 from keras_freeze.training.feed import ArrayFeed, array_feed, numbers_in
 from keras_freeze.training.patch import attributes
@@ -59,7 +60,7 @@ class FeatureCache:
         self.feeds: dict[str, ArrayFeed] = {}
         self.served: Served | None = None
         self.stage = 0
-        self.places: list[int] | None = None
+        self.part: GraphPart | WholePart | None = None  # what was served last
         stats.enabled = True
         try:
             self.backend.check(subject.model)
@@ -94,9 +95,9 @@ class FeatureCache:
             return
         kept = self._keep_only(choice.columns)
         if choice.part is not None:
-            if kept and self.places is not None:  # rows were told apart by these inputs
-                choice.part.places = self.places
-            self.places = choice.part.places
+            if kept and self.part is not None:
+                choice.part.follow(self.part)
+            self.part = choice.part
             self.stats.cuts[stage] = choice.names
             self.served = Served(self.subject, choice.part, now, self.backend)
             self.watch.look_at(choice.part.layers)
@@ -108,8 +109,10 @@ class FeatureCache:
                 "freeze the base: put FreezeBase() into the list of callbacks",
             )
 
-    def _keep_only(self, columns: Sequence[str]) -> bool:
+    def _keep_only(self, columns: Sequence[str] | None) -> bool:
         """Frees what no later stage needs; False if something is missing: a new pass begins."""
+        if columns is None:
+            columns = list(self.store.columns)
         held = {column for column in self.store.columns if column.split(".")[0] in columns}
         if columns and set(columns) <= held:
             self.store.keep_only(held)

@@ -12,7 +12,7 @@ from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.cut import Cut
 from keras_freeze.features.fixed import TRAINS, Fixed
 from keras_freeze.features.layout import Flags, cut_names, plan_layout
-from keras_freeze.features.tap import GraphPart, Tap, WholePart
+from keras_freeze.features.tap import OBSTACLE, GraphPart, Tap, WholePart
 from keras_freeze.graph.program import read_program
 from keras_freeze.graph.tree import Layer, LayerTree, hidden_layers
 from keras_freeze.training.functions import make_over
@@ -20,10 +20,6 @@ from keras_freeze.training.inference import frozen_calls
 from keras_freeze.training.patch import Patch
 
 Model = Any
-OBSTACLE = (
-    "let FreezeBase() freeze it with the rest of the base, so that it runs in inference mode; or "
-    "move random layers behind the base, or into the data"
-)
 
 
 class Subject:
@@ -72,13 +68,13 @@ class Choice:
 
     Attributes:
         part: what is served; None if this stage serves nothing.
-        columns: what is kept, also for later stages.
+        columns: what is kept, also for later stages; None = what was kept before.
         names: of the layers that give what is served.
         later: whether a later stage serves something.
     """
 
     part: GraphPart | WholePart | None
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] | None
     names: list[str]
     later: bool
 
@@ -114,7 +110,7 @@ def _choose_whole(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choic
         return Choice(None, (), [], coming)
     calls = {id(layer): call for layer, _, call in frozen_calls(subject.tree, subject.base_leaves)}
     part = WholePart(container, calls.get(id(container), container.call))
-    return Choice(part, (), [container.name], coming)
+    return Choice(part, None, [container.name], coming)
 
 
 def _check_obstacle(cut: Cut) -> None:

@@ -21,6 +21,10 @@ from keras_freeze.graph.tree import LayerTree, has_added_losses
 
 Model = Any
 Tensor = Any
+OBSTACLE = (
+    "let FreezeBase() freeze it with the base, so that it runs in inference mode, or take it out; "
+    "behind random augmentation there is nothing to cache"
+)
 Features = dict[str, Tensor]  # by column: a value of the program, or the mask of one
 
 
@@ -53,6 +57,10 @@ class GraphPart:
         self.values = values
         self.steps, places = prefix_of(program, values)
         self.places: list[int] | None = places
+
+    def follow(self, part: Any) -> None:
+        """Goes on with the rows of an earlier stage: they were told apart by these inputs."""
+        self.places = part.places
 
     @property
     def layers(self) -> list[Any]:
@@ -113,6 +121,10 @@ class WholePart:
         self.call = call
         self.structure: Any = None
         self.dtypes: list[str] = []
+
+    def follow(self, part: Any) -> None:
+        """Goes on with the rows of an earlier stage."""
+        self.structure, self.dtypes = part.structure, part.dtypes
 
     @property
     def columns(self) -> list[str]:
@@ -210,7 +222,7 @@ class Tap:
         if job.features is None:
             raise Reached(self.part.prefix(*args, **kwargs))
         if self.container is self.model:
-            _check_same(args[0], job.x)
+            _check_same(args, kwargs, job.x)
         return self.part.tail(job.features, *args, **kwargs)
 
     def _watch(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,7 +231,7 @@ class Tap:
         def watched(*args: Any, **kwargs: Any) -> Any:
             job = getattr(self._now, "job", None)
             if job is not None and job.features is not None:
-                _check_same(args[0], job.x)
+                _check_same(args, kwargs, job.x)
             return call(*args, **kwargs)
 
         return watched
@@ -231,7 +243,7 @@ class Tap:
                 name = self.container.name
                 raise StepAsideError(
                     f"{layer.name!r} is called before {name!r}, and {reason}",
-                    "move it behind the base, or into the data",
+                    OBSTACLE,
                 )
             return call(*args, **kwargs)
 
@@ -276,8 +288,9 @@ class Tap:
         return keras.tree.pack_sequence_as(structure, flat)
 
 
-def _check_same(called_on: Any, x: Any) -> None:
+def _check_same(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> None:
     """The features are those of the batch, so the model must be called on the batch."""
+    called_on = args[0] if args else next(iter(kwargs.values()))
     one, other = keras.tree.flatten(called_on), keras.tree.flatten(x)
     if len(one) != len(other) or any(a is not b for a, b in zip(one, other, strict=True)):
         raise StepAsideError(
