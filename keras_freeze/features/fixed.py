@@ -15,6 +15,7 @@ from keras_freeze.graph.tree import (
     own_states,
     own_variables,
 )
+from keras_freeze.training.trainable import is_batch_norm
 
 TRAINS = "trains"
 MOVES = "its statistics move"
@@ -57,13 +58,13 @@ class Fixed:
             if knows_training and not inference and not isinstance(layer, keras.Model):
                 if not _is_of_keras(layer):
                     return "it is told that this is training, and may not do the same each time"
-                if own_states(layer) and not _is_batch_norm(layer):
+                if own_states(layer) and not is_batch_norm(layer):
                     return MOVES
         return ""
 
     def _is_moving(self, layer: Layer) -> bool:
         """A BatchNormalization that isn't frozen moves its statistics, also without weights."""
-        return _is_batch_norm(layer) and self.flags.get(id(layer), bool(layer.trainable))
+        return is_batch_norm(layer) and self.flags.get(id(layer), bool(layer.trainable))
 
     def holds_frozen_weights(self, operation: Any) -> bool:
         """True for a layer with weights, none of which is trained."""
@@ -76,10 +77,6 @@ class Fixed:
 
 def _all_below(layer: Layer) -> list[Layer]:
     return list(LayerTree(layer))
-
-
-def _is_batch_norm(layer: Layer) -> bool:
-    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def _is_of_keras(layer: Layer) -> bool:
