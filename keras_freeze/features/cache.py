@@ -127,6 +127,7 @@ class FeatureCache:
         self.watch.poor = 0
         for feed in self.feeds.values():
             feed.slots.fill(-1)
+            feed.is_new.fill(False)
 
     def begin_epoch(self, iterator: Any) -> None:
         """Looks for what may have changed since the last epoch.
@@ -161,7 +162,7 @@ class FeatureCache:
         known = self.feeds.get(kind)
         if self.served is None or (known is not None and known.epoch_iterator is iterator):
             return
-        feed = array_feed(iterator)
+        feed = array_feed(iterator, self.backend.to_tensor)
         if feed is not None:
             feed.put()
             self.feeds[kind] = feed
@@ -214,7 +215,8 @@ class FeatureCache:
             return HashedRows(x, served.places(x), self.store, self.backend, salt)
         feed = self.feeds[kind]
         places, array = served.places(feed.structure), self.backend.to_numpy(numbers)
-        return NumberedRows(array, feed, places, self.store, self.backend, salt)
+        at_once = self.features.at_once(served, len(array))
+        return NumberedRows(array, feed, places, self.store, self.backend, salt, at_once)
 
     def _restored(self, kind: str, batch: Batch) -> Batch:
         """A batch as Keras would have handed it out."""

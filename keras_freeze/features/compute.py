@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -21,6 +24,7 @@ from keras_freeze.report.lines import readable
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
+AT_ONCE = min(4, os.cpu_count() or 1)  # batches of the prefix
 
 
 class Features:
@@ -53,67 +57,99 @@ class Features:
             StepAsideError: they can't be had, or known ones turn out to be wrong.
         """
         missing = np.flatnonzero(rows.slots < 0)
-        some = len(missing) < len(rows)
-        if some and self.watch.wants_check(kind, served.is_trusted):
+        wanted = int(np.count_nonzero(missing < rows.size))
+        if wanted < rows.size and self.watch.wants_check(kind, served.is_trusted):
             self._check(rows, served, kind, state)
         computed: Columns = {}
-        if len(missing):
+        if wanted:
             missing, copies = _first_of_each(rows, missing)
+            wanted = int(np.count_nonzero(missing < rows.size))
             computed = self._compute(rows, missing, served, kind, state)
             self._keep(rows, missing, computed)
             rows.found(copies, self.store.find(rows.keys(copies)))
-        self.watch.count(kind, len(rows), len(missing))
-        self._count(len(rows), len(missing))
-        return self._gathered(rows, missing, computed, served.part.columns)
-
-    def _count(self, rows: int, missing: int) -> None:
-        self.stats.hits += rows - missing
-        self.stats.misses += missing
+            self.stats.misses += len(missing)
+        known = rows.size - wanted
+        self.watch.count(kind, rows.size, wanted)
+        self.stats.hits += known - rows.first_asked()
         self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
         self.stats.base_passes = self.stats.misses / max(1, len(self.seen))
+        return self._gathered(rows, missing, computed, served.part.columns)
+
+    def at_once(self, served: Served, batch: int) -> int:
+        """Returns how many rows may be computed when one of a batch isn't known.
+
+        On CPUs several batches of the prefix at once keep cores busy that one leaves idle: JAX
+        takes half the time on two of them.
+        """
+        rows = AT_ONCE * batch if served.overlaps else batch
+        return rows if self.store.room >= rows and served.is_trusted else 0
 
     def _gathered(
         self, rows: Rows, missing: Positions, computed: Columns, wanted: list[str]
     ) -> Columns:
         """The columns that are served: from the store, where it had no room from the prefix."""
         columns = [c for c in (self.store.columns or computed) if c.split(".")[0] in wanted]
-        kept = rows.slots >= 0
+        slots = rows.slots[: rows.size]
+        kept = slots >= 0
         if kept.all():
-            return {column: self.store.take(column, rows.slots) for column in columns}
+            return {column: self.store.take(column, slots) for column in columns}
         place = {key: place for place, key in enumerate(rows.keys(missing))}
         without = np.flatnonzero(~kept)
         source = np.array([place[key] for key in rows.keys(without)])
         features: Columns = {}
         for column in columns:
-            out = np.empty((len(rows), *computed[column].shape[1:]), computed[column].dtype)
+            out = np.empty((rows.size, *computed[column].shape[1:]), computed[column].dtype)
             out[without] = computed[column][source]
             if kept.any():
-                out[kept] = self.store.take(column, rows.slots[kept])
+                out[kept] = self.store.take(column, slots[kept])
             features[column] = out
         return features
 
     def _compute(
         self, rows: Rows, positions: Positions, served: Served, kind: str, state: Any
     ) -> Columns:
-        """Runs the prefix on some rows of a batch, in a batch of the same size.
+        """Runs the prefix on some of the rows, in batches of the size that was asked for.
 
         Kernels round differently by batch size, and JAX compiles once for each.
         """
         others = np.setdiff1d(np.arange(len(rows)), positions)
         ordered = np.concatenate([positions, others])
-        everything = len(positions) == len(rows)
+        ends = range(rows.size, len(positions) + rows.size, rows.size)
+        batches = [ordered[end - rows.size : end] for end in ends]
         began = time.perf_counter()
         self.watch.before_prefix()
-        columns = self._run(rows, None if everything else ordered, served, kind, state)
+        if len(batches) == 1:
+            everything = len(positions) == rows.size == len(rows)
+            parts = [self._run(rows, None if everything else batches[0], served, kind, state)]
+        else:
+            run = self._ready(rows, batches[0], served, kind, state)
+            with ThreadPoolExecutor(len(batches)) as pool:
+                parts = list(pool.map(run, batches))
         self.watch.after_prefix()
         self.watch.prefix_seconds = time.perf_counter() - began
-        return {column: array[: len(positions)] for column, array in columns.items()}
+        return {
+            name: _joined([part[name] for part in parts])[: len(positions)] for name in parts[0]
+        }
 
     def _run(
         self, rows: Rows, positions: Positions | None, served: Served, kind: str, state: Any
     ) -> Columns:
-        count = len(rows) if positions is None else len(positions)
-        features = served.prefix(kind)(state, rows.inputs(positions))
+        inputs = rows.inputs(positions)
+        features = served.prefix(kind)(state, inputs)(inputs)
+        return self._arrays(features, rows.size if positions is None else len(positions), served)
+
+    def _ready(
+        self, rows: Rows, positions: Positions, served: Served, kind: str, state: Any
+    ) -> Callable[[Positions], Columns]:
+        """Returns what runs the prefix on positions of as many rows, in any thread."""
+        prefix = served.prefix(kind)(state, rows.inputs(positions))
+
+        def run(positions: Positions) -> Columns:
+            return self._arrays(prefix(rows.inputs(positions)), len(positions), served)
+
+        return run
+
+    def _arrays(self, features: dict[str, Any], count: int, served: Served) -> Columns:
         arrays = {name: served.backend.to_numpy(tensor) for name, tensor in features.items()}
         for array in arrays.values():
             if array.ndim == 0 or len(array) != count:
@@ -139,7 +175,7 @@ class Features:
         self.seen.update(keys)
         self._report_nan(computed)
         kept = self.store.add(keys, computed)
-        rows.found(positions[:kept], self.store.find(keys[:kept]))
+        rows.found(positions[:kept], self.store.find(keys[:kept]), computed=True)
         if kept < len(keys) and self.watch.once("budget"):
             self._warn_of_budget()
 
@@ -166,7 +202,7 @@ class Features:
     def _check(self, rows: Rows, served: Served, kind: str, state: Any) -> None:
         """Computes a few known rows again."""
         began = time.perf_counter()
-        positions = self.watch.draw(np.flatnonzero(rows.slots >= 0), len(rows))
+        positions = self.watch.draw(np.flatnonzero(rows.slots[: rows.size] >= 0), rows.size)
         fresh = self._run(rows, positions, served, kind, state)
         for name in self.store.columns:
             if not agree(self.store.take(name, rows.slots[positions]), fresh[name]):
@@ -180,6 +216,10 @@ class Features:
 
 def _warn(text: str) -> None:
     warnings.warn(f"BottleneckCache {text}", CacheWarning, stacklevel=2)
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _first_of_each(rows: Rows, positions: Positions) -> tuple[Positions, Positions]:

@@ -51,7 +51,11 @@ def _key_of_parts(views: list[tuple[memoryview, int]], row: int, seed: int) -> K
     return hasher.digest()
 
 
-def fingerprint(array: Array) -> Key:
-    """Returns a hash of up to about 65,536 evenly spread elements of an array."""
-    flat = np.asarray(array).reshape(-1)
-    return xxhash.xxh3_128_digest(np.ascontiguousarray(flat[:: max(1, flat.size >> 16)]).tobytes())
+def stride(size: int) -> int:
+    """Returns the distance of the elements by which an array is told apart: at most 131,071."""
+    return max(1, size >> 16)
+
+
+def fingerprint(elements: Array) -> Key:
+    """Returns a hash of elements of an array."""
+    return xxhash.xxh3_128_digest(np.ascontiguousarray(elements).reshape(-1).view(np.uint8).data)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_freeze.features.aside import StepAsideError, moves
+from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
@@ -22,11 +24,13 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
     return (state,), list(itertools.islice(iterator, count))
 
 
-def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any, ...], Any], Any]:
-    """Returns `function` as it is run on the inputs of a batch.
+def compiled(
+    model: Any, function: Callable[[Any], Any]
+) -> Callable[[tuple[Any, ...], Any], Callable[[Any], Any]]:
+    """Returns what compiles `function`: (state, inputs of a batch) -> a function of such inputs.
 
-    The model's variables hold nothing while `fit` runs: their values are in the step's state,
-    trainable ones first, then the others.
+    That can be called from any thread. The model's variables hold nothing while `fit` runs: their
+    values are in the step's state, trainable ones first, then the others.
     """
 
     def run(trainable: list[Any], others: list[Any], x: Any) -> Any:
@@ -39,13 +43,28 @@ def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any,
                 raise StepAsideError(*moves(variable))
         return features
 
-    run = run if model.run_eagerly or not model.jit_compile else jax.jit(run)
+    ready: dict[str, Any] = {}
 
-    def prefix(state: tuple[Any, ...], x: Any) -> Any:
+    def prepare(state: tuple[Any, ...], x: Any) -> Callable[[Any], Any]:
         ((trainable, others, *_),) = state
-        return run(trainable, list(others), x)
+        others = list(others)
+        if not _is_compiled(model):
+            return functools.partial(run, trainable, others)
+        looks = str([(leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(x)])
+        if looks not in ready:
+            ready[looks] = jax.jit(run).lower(trainable, others, x).compile()
+        return functools.partial(ready[looks], trainable, others)
 
-    return prefix
+    return prepare
+
+
+def _is_compiled(model: Any) -> bool:
+    return bool(model.jit_compile) and not model.run_eagerly
+
+
+def leaves_cores_idle(model: Any) -> bool:
+    """True if two batches of the prefix take less time at once than one after the other."""
+    return _is_compiled(model) and jax.default_backend() == "cpu"
 
 
 class Lighter:
@@ -71,10 +90,10 @@ class Lighter:
     ) -> Any:
         """Calls a train or test function of the model on batches."""
         ((trainable, others, *rest),) = state
-        used = [others[place] for place in self.kept]
+        whole = list(others)
+        used = [whole[place] for place in self.kept]
         with attributes(self.patches):
             logs, (trainable, used, *rest) = function((trainable, used, *rest), iter(batches))
-        whole = list(others)
         for place, value in zip(self.kept, used, strict=True):
             whole[place] = value
         return logs, (trainable, Whole(whole), *rest)
@@ -96,6 +115,9 @@ class Whole(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.values)
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
 
 def plain(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a train or test function of the whole model as Keras does."""
@@ -113,9 +135,22 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     return np.asarray(tensor)
 
 
-def reader(variables: list[Any]) -> Callable[[], list[np.ndarray[Any, Any]]]:
-    """Returns what reads the values of variables."""
-    return lambda: [to_numpy(variable.value) for variable in variables]
+def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
+    """Returns what takes the fingerprints of variables: anew only of values that are other objects.
+
+    Arrays can't be changed.
+    """
+    known: list[tuple[Any, Key]] = [(None, b"") for _ in variables]
+
+    def take() -> list[Key]:
+        for place, variable in enumerate(variables):
+            value = variable.value
+            if value is not known[place][0]:
+                flat = to_numpy(value).reshape(-1)
+                known[place] = (value, fingerprint(flat[:: stride(flat.size)]))
+        return [key for _, key in known]
+
+    return take
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:

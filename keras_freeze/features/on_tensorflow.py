@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.training.patch import Patch
 
 Batch = Any
@@ -22,15 +23,19 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
     return (), list(itertools.islice(iterator, count))
 
 
-def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any, ...], Any], Any]:
-    """Returns `function` as it is run on the inputs of a batch, of any number of rows."""
-    if model.run_eagerly:
-        return lambda state, x: function(x)
-    traced: dict[Any, Any] = {}
+def compiled(
+    model: Any, function: Callable[[Any], Any]
+) -> Callable[[tuple[Any, ...], Any], Callable[[Any], Any]]:
+    """Returns what traces `function`: (state, inputs of a batch) -> a function of such inputs.
 
-    def prefix(state: tuple[Any, ...], x: Any) -> Any:
-        flat = [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
-        looks = tuple((leaf.shape[1:], leaf.dtype) for leaf in flat)
+    That takes any number of rows, and can be called from any thread.
+    """
+    traced: dict[str, Any] = {}
+
+    def prepare(state: tuple[Any, ...], x: Any) -> Callable[[Any], Any]:
+        if model.run_eagerly:
+            return function
+        looks = [(leaf.shape[1:], leaf.dtype) for leaf in _tensors(x)]
         if (key := str(looks)) not in traced:
             spec = [tf.TensorSpec([None, *shape], dtype) for shape, dtype in looks]
             traced[key] = tf.function(
@@ -38,10 +43,19 @@ def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any,
                 input_signature=spec,
                 jit_compile=model.jit_compile,
                 autograph=False,
-            )
-        return traced[key](*flat)
+            ).get_concrete_function()
+        return lambda inputs: traced[key](*_tensors(inputs))
 
-    return prefix
+    return prepare
+
+
+def _tensors(x: Any) -> list[Any]:
+    return [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
+
+
+def leaves_cores_idle(model: Any) -> bool:
+    """True if two batches of the prefix take less time at once than one after the other."""
+    return not model.run_eagerly and not tf.config.list_logical_devices("GPU")
 
 
 class Lighter:
@@ -77,16 +91,17 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     return np.asarray(tensor)
 
 
-def reader(variables: list[Any]) -> Callable[[], list[np.ndarray[Any, Any]]]:
-    """Returns what reads the values of variables: all in one call, which is much faster."""
+def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
+    """Returns what takes the fingerprints of variables: reads all in one call, which is faster."""
     if not variables:
         return list
 
     def read() -> list[Any]:
-        return [variable.value.read_value() for variable in variables]
+        flat = [tf.reshape(variable.value, [-1]) for variable in variables]
+        return [values[:: stride(values.shape[0])] for values in flat]
 
     traced = tf.function(read, autograph=False)
-    return lambda: [to_numpy(value) for value in traced()]
+    return lambda: [fingerprint(to_numpy(elements)) for elements in traced()]
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:

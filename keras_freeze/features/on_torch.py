@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import torch
 
+from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
@@ -21,14 +22,21 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
     return (), list(data)
 
 
-def compiled(model: Any, function: Callable[[Any], Any]) -> Callable[[tuple[Any, ...], Any], Any]:
-    """Returns `function` as it is run on the inputs of a batch, without gradients."""
+def compiled(
+    model: Any, function: Callable[[Any], Any]
+) -> Callable[[tuple[Any, ...], Any], Callable[[Any], Any]]:
+    """Returns (state, inputs of a batch) -> `function` as it is run on such: without gradients."""
 
-    def prefix(state: tuple[Any, ...], x: Any) -> Any:
+    def prefix(x: Any) -> Any:
         with torch.no_grad():
             return function(x)
 
-    return prefix
+    return lambda state, x: prefix
+
+
+def leaves_cores_idle(model: Any) -> bool:
+    """True if two batches of the prefix take less time at once than one after the other: no."""
+    return False
 
 
 class Lighter:
@@ -82,9 +90,14 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     return np.asarray(tensor.detach().cpu())
 
 
-def reader(variables: list[Any]) -> Callable[[], list[np.ndarray[Any, Any]]]:
-    """Returns what reads the values of variables."""
-    return lambda: [to_numpy(variable.value) for variable in variables]
+def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
+    """Returns what takes the fingerprints of variables: only what counts leaves the device."""
+
+    def take(variable: Any) -> Key:
+        flat = variable.value.detach().reshape(-1)
+        return fingerprint(to_numpy(flat[:: stride(flat.numel())]))
+
+    return lambda: [take(variable) for variable in variables]
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:

@@ -21,20 +21,28 @@ class Backend(Protocol):
 
     def to_numpy(self, tensor: Any) -> Array: ...
     def to_tensor(self, array: Array) -> Any: ...
-    def reader(self, variables: list[Any]) -> Callable[[], list[Array]]: ...
+    def fingerprints(self, variables: list[Any]) -> Callable[[], list[Key]]: ...
+    def leaves_cores_idle(self, model: Any) -> bool: ...
 
 
 class Rows(Protocol):
-    """A batch."""
+    """A batch; behind it there may be rows that no one asked for yet.
 
+    Attributes:
+        size: how many rows the batch has.
+        slots: of all rows.
+    """
+
+    size: int
     slots: Slots
 
     def __len__(self) -> int: ...
+    def first_asked(self) -> int: ...
     def keys(self, positions: Positions) -> list[Key]: ...
     def inputs(self, positions: Positions | None) -> Any: ...
     def leaf(self, place: int) -> Any: ...
     def looks(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]: ...
-    def found(self, positions: Positions, slots: Slots) -> None: ...
+    def found(self, positions: Positions, slots: Slots, *, computed: bool = False) -> None: ...
 
 
 class HashedRows:
@@ -57,9 +65,14 @@ class HashedRows:
         self.arrays = [backend.to_numpy(self.flat[place]) for place in places]
         self.all_keys = [salt + key for key in row_keys(self.arrays)]
         self.slots = store.find(self.all_keys)
+        self.size = len(self.all_keys)
 
     def __len__(self) -> int:
-        return len(self.all_keys)
+        return self.size
+
+    def first_asked(self) -> int:
+        """How many known rows of the batch are asked for the first time: these are none."""
+        return 0
 
     def keys(self, positions: Positions) -> list[Key]:
         return [self.all_keys[position] for position in positions]
@@ -81,7 +94,7 @@ class HashedRows:
         shapes = [tuple(int(length) for length in leaf.shape[1:]) for leaf in self.flat]
         return self.x, list(zip(shapes, dtypes, strict=True))
 
-    def found(self, positions: Positions, slots: Slots) -> None:
+    def found(self, positions: Positions, slots: Slots, *, computed: bool = False) -> None:
         self.slots[positions] = slots
 
 
@@ -95,6 +108,7 @@ class NumberedRows:
         store: where the features are looked up.
         backend: how tensors are made.
         salt: rows of another salt are others.
+        at_once: if a row isn't known, others that aren't either are put behind, up to so many.
     """
 
     def __init__(
@@ -105,7 +119,13 @@ class NumberedRows:
         store: MemoryStore,
         backend: Backend,
         salt: bytes = b"",
+        at_once: int = 0,
     ):
+        self.size = len(numbers)
+        unknown = int(np.count_nonzero(feed.slots[numbers] < 0))
+        if 0 < unknown < at_once:
+            others = np.setdiff1d(feed.unknown(self.size), numbers)[: at_once - unknown]
+            numbers = np.concatenate([numbers, others])
         self.numbers = numbers
         self.feed = feed
         self.places = places
@@ -113,11 +133,11 @@ class NumberedRows:
         self.salt = salt
         self.slots = feed.slots[numbers]
         self.known: dict[int, Key] = {}
-        unknown = np.flatnonzero(self.slots < 0)
-        if len(unknown):
-            keys = self.hashes(numbers[unknown])
-            self.known = dict(zip(unknown.tolist(), keys, strict=True))
-            self.found(unknown, store.find(keys))
+        missing = np.flatnonzero(self.slots < 0)
+        if len(missing):
+            keys = self.hashes(numbers[missing])
+            self.known = dict(zip(missing.tolist(), keys, strict=True))
+            self.found(missing, store.find(keys))
 
     def hashes(self, numbers: Array) -> list[Key]:
         """The keys of rows, from what is in the arrays now."""
@@ -126,6 +146,13 @@ class NumberedRows:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def first_asked(self) -> int:
+        """How many known rows of the batch were computed ahead, and are asked for now."""
+        batch = self.numbers[: self.size]
+        count = int(self.feed.is_new[batch].sum())
+        self.feed.is_new[batch] = False
+        return count
 
     def keys(self, positions: Positions) -> list[Key]:
         return [self.known[position] for position in positions]
@@ -138,14 +165,13 @@ class NumberedRows:
         return keras.tree.pack_sequence_as(self.feed.structure, flat)
 
     def leaf(self, place: int) -> Any:
-        return self.backend.to_tensor(self.feed.rows(place, self.numbers))
+        return self.backend.to_tensor(self.feed.rows(place, self.numbers[: self.size]))
 
     def looks(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
         """The structure of `x`; shape of a row and dtype of each leaf."""
-        first = [self.feed.rows(place, np.zeros(1, int)) for place in range(len(self.feed.leaves))]
-        dtypes = [keras.backend.standardize_dtype(row.dtype) for row in first]
-        return self.feed.structure, [(r.shape[1:], d) for r, d in zip(first, dtypes, strict=True)]
+        return self.feed.structure, self.feed.looks
 
-    def found(self, positions: Positions, slots: Slots) -> None:
+    def found(self, positions: Positions, slots: Slots, *, computed: bool = False) -> None:
         self.slots[positions] = slots
         self.feed.slots[self.numbers[positions]] = slots
+        self.feed.is_new[self.numbers[positions[positions >= self.size]]] = computed

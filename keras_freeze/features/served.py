@@ -136,6 +136,8 @@ class Served:
         # The graph of a whole model gives the same in training and validation; a subclassed model
         # may do something else in front of its base.
         self.alike = subject.is_readable
+        # Asked now, as while a step runs the model's steps are ours.
+        self.has_own_steps = not _is_of_keras(subject.model)
         frozen = frozen_calls(subject.tree, subject.base_leaves)
         calls = {id(layer): call for layer, _, call in frozen}
         container = subject.container
@@ -145,14 +147,13 @@ class Served:
         self.patches = [*frozen, *self.tap.patches]
         self.lighter = backend.Lighter(subject.model, self._hidden())
         self.is_trusted = self.alike and all(map(_is_row_by_row, part.operations))
+        self.overlaps = self.is_trusted and backend.leaves_cores_idle(subject.model)
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def _hidden(self) -> list[Patch]:
         """What hides the prefix from Keras while a step is served, if nothing else runs it."""
-        if not isinstance(self.part, GraphPart) or not self.alike:
-            return []
-        if not _is_of_keras(self.subject.model):
+        if not isinstance(self.part, GraphPart) or not self.alike or self.has_own_steps:
             return []
         called = [step.operation for step in self.part.cut.tail if not step.enters]
         tree = self.subject.tree
@@ -160,7 +161,7 @@ class Served:
         return hidden_layers(tree, busy)
 
     def prefix(self, kind: str) -> Callable[..., Any]:
-        """Returns the compiled prefix for `kind`, "train" or "test": (state, x) -> features."""
+        """Returns what prepares the prefix for "train" or "test": (state, x) -> (x -> features)."""
         kind = "train" if self.alike else kind
         if kind not in self._prefixes:
             tap, training = self.tap, kind == "train"
@@ -186,7 +187,7 @@ class Served:
 
     def shown(self, x: Any) -> list[int]:
         """Returns the leaves of `x` that something behind the cut reads."""
-        if isinstance(self.part, GraphPart) and _is_of_keras(self.subject.model):
+        if isinstance(self.part, GraphPart) and not self.has_own_steps:
             return self._leaves(x, self.part.cut.given)
         return self._leaves(x, None)
 

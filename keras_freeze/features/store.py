@@ -44,6 +44,13 @@ class MemoryStore:
         """Bytes of the rows that are kept."""
         return self.rows * self.bytes_per_row
 
+    @property
+    def room(self) -> int:
+        """How many more rows there is room for; 0 as long as no row is known."""
+        if not self.bytes_per_row:
+            return 0
+        return max(0, (self.max_bytes - self.nbytes) // self.bytes_per_row)
+
     def find(self, keys: Iterable[Key]) -> Slots:
         """Returns the slot of each key, -1 where there is none."""
         slots = self.slots
@@ -59,8 +66,7 @@ class MemoryStore:
         if not self.columns:
             self.columns = {name: [] for name in columns}
             self.bytes_per_row = sum(_row_bytes(array) for array in columns.values())
-        room = (self.max_bytes - self.nbytes) // max(1, self.bytes_per_row)
-        count = max(0, min(len(keys), room))
+        count = min(len(keys), self.room if self.bytes_per_row else len(keys))
         first = self.rows
         while count and (not self.starts or first + count > self.starts[-1]):
             self._grow(columns)

@@ -9,14 +9,15 @@ import keras
 import numpy as np
 
 from keras_freeze.features.aside import StepAsideError, moves
-from keras_freeze.features.keys import Key, fingerprint, row_keys
+from keras_freeze.features.keys import Key, row_keys
 from keras_freeze.features.rows import Backend
 from keras_freeze.graph.tree import Layer, own_states
 from keras_freeze.training.feed import ArrayFeed
 
 Array = np.ndarray[Any, Any]
 CHECKED = 2  # rows that are computed again in an epoch
-COMPARED = 64  # rows of an array that are hashed again in an epoch
+COMPARED = 64  # rows of an array that are hashed again in an epoch,
+COMPARED_BYTES = 1 << 21  # or fewer, but at least 8
 CHEAP = 0.01  # share of a run that checks may take
 LEAST_HITS = 0.1  # share of an epoch's rows below which a cache isn't worth it
 RTOL = {"float16": 1e-2, "bfloat16": 5e-2}  # else 1e-3: another batch size rounds differently
@@ -61,21 +62,19 @@ class Watch:
         """Remembers the weights of the prefix."""
         variables = {id(v): v for layer in layers for v in layer.variables}
         self.variables = list(variables.values())
-        self.read = self.backend.reader(self.variables)
-        self.prints = self._prints()
+        self.fingerprints = self.backend.fingerprints(self.variables)
+        self.prints = self.fingerprints()
         own = [v for layer in layers for v in own_states(layer)]
         frozen = (keras.layers.BatchNormalization, keras.layers.Normalization)
         known = {id(v) for layer in layers if isinstance(layer, frozen) for v in layer.variables}
         self.states = [v for v in own if id(v) not in known]
         self.quiet = not self.states  # nothing that could move
 
-    def _prints(self) -> list[Key]:
-        return [fingerprint(value) for value in self.read()]
-
     def check_weights(self) -> None:
         """Raises `StepAsideError` if a weight of the prefix isn't what it was."""
-        for variable, old, new in zip(self.variables, self.prints, self._prints(), strict=True):
-            if old != new:
+        new = self.fingerprints() if self.variables else []
+        for variable, before, now in zip(self.variables, self.prints, new, strict=True):
+            if before != now:
                 raise StepAsideError(
                     f"the weights of the frozen part were changed: {variable.path}",
                     "leave frozen weights alone while `fit` runs, or set `trainable`",
@@ -106,7 +105,9 @@ class Watch:
     def check_rows(self, feed: ArrayFeed, places: list[int]) -> None:
         """Raises `StepAsideError` if rows of an array aren't what they were the first time."""
         if feed.sample is None or feed.sample[0] != places:
-            numbers = self.random.permutation(len(feed))[:COMPARED]
+            size = sum(feed.leaves[place][:1].nbytes for place in places)
+            count = min(COMPARED, max(8, COMPARED_BYTES // max(1, size)))
+            numbers = self.random.permutation(len(feed))[:count]
             feed.sample = (places, numbers, _keys_of(feed, places, numbers))
         _, numbers, keys = feed.sample
         if _keys_of(feed, places, numbers) != keys:
@@ -160,7 +161,9 @@ class Watch:
 
 
 def _keys_of(feed: ArrayFeed, places: list[int], numbers: Array) -> list[Key]:
-    return row_keys([feed.leaves[place][numbers] for place in places])
+    """Of one row at a time: nothing is copied."""
+    rows = ([feed.leaves[place][n : n + 1] for place in places] for n in numbers.tolist())
+    return [key for row in rows for key in row_keys(row)]
 
 
 def agree(kept: Array, fresh: Array) -> bool:
