@@ -262,6 +262,19 @@ def test_random_functions_that_nothing_tells_of():
     check_aside(run, "they are random", same=False)
 
 
+def test_functions_that_change_later():
+    """What isn't known to be deterministic is looked at in each epoch."""
+    scale = [1.0]
+
+    def callbacks() -> list[Any]:
+        scale[0] = 1.0
+        return [FreezeBase(), Touch(lambda model: scale.__setitem__(0, 0.5))]
+
+    drifting = L.Lambda(lambda x: x * scale[0], output_shape=(8,), name="own")
+    run = Run(lambda: base_with(drifting), frozen=callbacks, options={"validation_data": VAL})
+    check_aside(run, "other features for the same image")
+
+
 def test_inputs_that_are_strings():
     if BACKEND != "tensorflow":
         pytest.skip("only TensorFlow has tensors of strings")

@@ -83,6 +83,7 @@ class FeatureCache:
         """
         self.stage = stage
         self.served = None
+        self.whole = self.backend.Lighter(self.subject.model, hidden=[])
         if not self.stats.enabled:
             return
         try:
@@ -197,7 +198,8 @@ class FeatureCache:
                     return served.lighter.step(served.function(kind), state, brought)
             except StepAsideError as error:
                 self.step_aside(error)
-        return self.backend.plain_step(plain(), state, [self._restored(kind, b) for b in batches])
+        restored = [self._restored(kind, batch) for batch in batches]
+        return self.whole.step(plain(), state, restored)
 
     def _with_features(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)

@@ -125,11 +125,6 @@ def plain(function: Callable[..., Any], *args: Any) -> Any:
     return function((trainable, list(others), *rest), iterator)
 
 
-def plain_step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
-    """Calls a train or test function of the whole model on batches."""
-    return plain(function, *state, iter(batches))
-
-
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     """Returns a view of an array on the CPU, else a copy."""
     return np.asarray(tensor)

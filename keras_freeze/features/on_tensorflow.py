@@ -18,9 +18,9 @@ Batch = Any
 
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
-    """Returns (what goes before the data, the batches of this step)."""
+    """Returns (what is known of the data, the batches of this step)."""
     (iterator,) = args
-    return (), list(itertools.islice(iterator, count))
+    return (getattr(iterator, "element_spec", None),), list(itertools.islice(iterator, count))
 
 
 def compiled(
@@ -59,26 +59,52 @@ def leaves_cores_idle(model: Any) -> bool:
 
 
 class Lighter:
-    """Runs served steps. Nothing to save here: a traced step knows what it uses."""
+    """Runs steps on batches. Nothing to save here: a traced step knows what it uses.
+
+    But it is traced for as many rows as a step in `fit` is, where the last batch leaves the number
+    open: Keras weighs the losses of several outputs by a number of rows that is known.
+
+    Args:
+        model: the model that is fitted.
+        hidden: what hides layers that don't run.
+    """
 
     def __init__(self, model: Any, hidden: list[Patch]):
-        pass
+        self.is_eager = model.run_eagerly
+        self.traced: dict[Any, Any] = {}
 
     def step(
         self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
     ) -> Any:
         """Calls a train or test function of the model on batches."""
-        return function(iter(batches))
+        (spec,) = state
+        leaves = keras.tree.flatten(batches)
+        tensors = [leaf for leaf in leaves if leaf is not None]
+        dense = all(isinstance(leaf, tf.Tensor) and leaf.shape.rank for leaf in tensors)
+        if self.is_eager or spec is None or not dense:
+            return function(iter(batches))
+        rows = keras.tree.flatten(spec)[0].shape[0]
+        looks = [(rows, *leaf.shape.as_list()[1:]) for leaf in tensors]
+        dtypes = [leaf.dtype for leaf in tensors]
+        given = [leaf is not None for leaf in leaves]
+        key = (function, *looks, *dtypes, *given)
+        if key not in self.traced:
+            structure = keras.tree.map_structure(lambda _: None, batches)
+
+            def run(*tensors: Any) -> Any:
+                rest = iter(tensors)
+                flat = [next(rest) if is_given else None for is_given in given]
+                return function(iter(keras.tree.pack_sequence_as(structure, flat)))
+
+            signature = [tf.TensorSpec(*look) for look in zip(looks, dtypes, strict=True)]
+            step = tf.function(run, input_signature=signature, autograph=False)
+            self.traced[key] = step.get_concrete_function()
+        return self.traced[key](*tensors)
 
 
 def plain(function: Callable[..., Any], *args: Any) -> Any:
     """Calls a train or test function of the whole model as Keras does."""
     return function(*args)
-
-
-def plain_step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
-    """Calls a train or test function of the whole model on batches."""
-    return function(iter(batches))
 
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:

@@ -67,11 +67,6 @@ def plain(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def plain_step(function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]) -> Any:
-    """Calls a train or test function of the whole model on batches."""
-    return function(batches)
-
-
 def _zero_grad(model: Any, set_to_none: bool = True) -> None:
     """As `torch.nn.Module.zero_grad`, for what a served step has gradients of."""
     for variable in model.trainable_variables:

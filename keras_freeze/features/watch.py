@@ -42,8 +42,7 @@ class Watch:
         self.counts: dict[str, list[int]] = {}
         self.poor = 0  # epochs in a row with hardly a hit
         self.patience = 1  # poor epochs that are nothing unusual: the first one
-        self.checked: set[str] = set()  # kinds
-        self.has_looked = False  # in this epoch, at known rows
+        self.looked_at: set[str] = set()  # kinds of known rows, in this epoch
         self.quiet = True
 
     def once(self, what: str) -> bool:
@@ -54,7 +53,7 @@ class Watch:
 
     def begin_epoch(self) -> None:
         self.counts = {"train": [0, 0], "test": [0, 0]}
-        self.has_looked = False
+        self.looked_at = set()
 
     # Weights
 
@@ -119,21 +118,18 @@ class Watch:
     def wants_check(self, kind: str, is_trusted: bool) -> bool:
         """True if known rows should be computed again before they are served.
 
-        Always before the first ones are, unless the prefix is of layers that are known to be
-        deterministic; then once an epoch, as long as all checks take a hundredth of the run.
+        In each epoch, and before the first ones are served. Of a prefix of layers that are known to
+        be deterministic only as long as all checks take a hundredth of the run.
 
         Args:
             kind: "train" or "test".
             is_trusted: whether the prefix is of such layers.
         """
-        first = kind not in self.checked and not is_trusted
+        due = kind not in self.looked_at
+        self.looked_at.add(kind)
         spent = self.check_seconds + self.prefix_seconds
-        cheap = kind == "train" and not self.has_looked
-        cheap = cheap and spent < CHEAP * (time.perf_counter() - self.began)
-        self.has_looked = self.has_looked or kind == "train"
-        if first or cheap:
-            self.checked.add(kind)
-        return first or cheap
+        cheap = kind == "train" and spent < CHEAP * (time.perf_counter() - self.began)
+        return due and (cheap or not is_trusted)
 
     def draw(self, known: Array, batch: int) -> Array:
         """Returns positions of a few rows to compute again, in the company of other rows.

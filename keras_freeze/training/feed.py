@@ -73,7 +73,7 @@ class ArrayFeed:
         """The batches as Keras makes them, but for row numbers, and with much less ado."""
         if keras.backend.backend() == "torch":
             iter(self.adapter.get_torch_dataloader())  # draws a number, in whatever order rows come
-        return self._batches()
+        return _Iterator(self._batches(), getattr(self.dataset, "element_spec", None))
 
     def _batches(self) -> Iterator[Any]:
         for start in range(0, len(self), self.adapter.batch_size):
@@ -117,6 +117,17 @@ def _as_fed(rows: Array) -> Array:
 
 def _is_of_numbers(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf"
+
+
+class _Iterator(Iterator[Any]):
+    """An iterator that knows its shapes and dtypes, as those of TensorFlow do."""
+
+    def __init__(self, batches: Iterator[Any], element_spec: Any):
+        self.batches = batches
+        self.element_spec = element_spec
+
+    def __next__(self) -> Any:
+        return next(self.batches)
 
 
 def numbers_in(x: Any) -> Any:
