@@ -1,0 +1,137 @@
+"""What a cache costs: memory beyond its rows, and time where it steps aside.
+
+    KERAS_BACKEND=jax python benchmarks/cache_costs.py [--repeats 5] [--output FILE.json]
+
+- memory: the peak of the resident memory of a run with the cache, less that of the same run without
+  it, over the bytes of the rows that are kept. Each run is a process of its own; 1.0 is the least.
+- aside: the time of a run whose cache steps aside, over that of the run without the callback, in
+  turns in one process. "at once": Dropout is live in the base, which shows before the first step.
+  "later": the images differ in each epoch, which shows only after the second of 12.
+
+The images are random and the weights too: only memory and time are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras
+import numpy as np
+
+from keras_freeze import BottleneckCache, FreezeBase
+
+L = keras.layers
+SIZE, ROWS, BATCH = 64, 600, 20
+
+
+def model(*, dropout: float = 0.0) -> Any:
+    """A frozen base of convolutions; its features take 256 KB an image."""
+    keras.utils.set_random_seed(0)
+    layers = [L.Dropout(dropout)] if dropout else []
+    layers += [L.Conv2D(filters, 3, 1, "same", activation="relu") for filters in (16, 16)]
+    base = keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers], name="base")
+    head = [L.Conv2D(4, 3, 2, activation="relu"), L.GlobalAveragePooling2D(), L.Dense(1)]
+    whole = keras.Sequential([keras.Input((SIZE, SIZE, 3)), base, *head])
+    if dropout:
+        base.trainable = False
+    whole.compile("rmsprop", "mse")
+    return whole
+
+
+class Images(keras.utils.PyDataset):
+    """The same images in each epoch, or others.
+
+    Args:
+        differ: whether they are others.
+    """
+
+    def __init__(self, *, differ: bool):
+        super().__init__()
+        self.random = np.random.default_rng(0)
+        self.differ = differ
+
+    def __len__(self) -> int:
+        return ROWS // BATCH
+
+    def __getitem__(self, index: int) -> Any:
+        random = self.random if self.differ else np.random.default_rng(index)
+        x = random.random((BATCH, SIZE, SIZE, 3), "float32")
+        return x, np.ones((BATCH, 1), "float32")
+
+
+def memory() -> dict[str, Any]:
+    """Peaks of two processes, and the bytes of the rows."""
+    peaks, rows = {}, 0
+    for side in ("plain", "cached"):
+        command = [sys.executable, __file__, "--peak", side]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[side], size = (int(number) for number in done.stdout.split()[-2:])
+        rows = max(rows, size)
+    return {**peaks, "rows": rows, "ratio": (peaks["cached"] - peaks["plain"]) / rows}
+
+
+def peak(side: str) -> None:
+    """Runs one side and prints its peak and the bytes of its rows."""
+    cache = BottleneckCache(verbose=0)
+    callbacks = [FreezeBase("base"), *([cache] if side == "cached" else [])]
+    model().fit(Images(differ=False), epochs=3, verbose=0, callbacks=callbacks)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, cache.stats.bytes)
+
+
+def aside(repeats: int, make: Callable[[], Any], callbacks: list[Any], *, differ: bool) -> float:
+    """Returns the median ratio of the times with and without a cache."""
+    ratios = []
+    for repeat in range(repeats + 1):
+        seconds = {}
+        for with_cache in (True, False) if repeat % 2 else (False, True):
+            cache = [BottleneckCache(verbose=0)] if with_cache else []
+            one, data = make(), Images(differ=differ)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                start = time.perf_counter()
+                one.fit(data, epochs=12, verbose=0, callbacks=[*callbacks, *cache])
+                seconds[with_cache] = time.perf_counter() - start
+            assert not any(each.stats.enabled for each in cache)
+        ratios.append(seconds[True] / seconds[False])
+    return statistics.median(ratios[1:])  # the first pays for what a process does once
+
+
+def main() -> None:
+    """Reads the options, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--peak", choices=["plain", "cached"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        peak(options.peak)
+        return
+    found = memory()
+    frozen = [FreezeBase("base")]
+    results = {
+        "backend": keras.backend.backend(),
+        "keras": keras.__version__,
+        "cores": os.cpu_count(),
+        "memory": found,
+        "aside at once": aside(options.repeats, lambda: model(dropout=0.1), [], differ=False),
+        "aside later": aside(options.repeats, model, frozen, differ=True),
+    }
+    print(json.dumps(results, indent=2))
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
