@@ -352,6 +352,95 @@ def flipped() -> keras.Model:
     return keras.Model(inputs, L.Dense(1, name="head")(outputs))
 
 
+class Prompted(keras.Model):
+    """A weight of its own, which is trained in front of the frozen base."""
+
+    def __init__(self):
+        super().__init__(name="prompted")
+        self.base = builders.functional_base()
+        self.head = L.Dense(1, name="head")
+        self.prompt = self.add_weight(shape=(6,), initializer="zeros", name="prompt")
+
+    def call(self, inputs):
+        return self.head(self.base(inputs + self.prompt))
+
+
+class Flipping(keras.Model):
+    """Random code of its own in front of the base, which seldom does anything."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = builders.functional_base()
+        self.head = L.Dense(1, name="head")
+        self.random = keras.random.SeedGenerator(7)
+
+    def call(self, inputs, training=None):
+        if training:
+            draw = keras.random.uniform((keras.ops.shape(inputs)[0], 1), seed=self.random)
+            inputs = keras.ops.where(draw < 0.9, inputs, -inputs)
+        return self.head(self.base(inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"), [(Prompted, "weights of its own"), (Flipping, "changes in each step")]
+)
+def test_what_a_subclassed_model_does_itself(make: Any, reason: str):
+    def built() -> keras.Model:
+        model = make()
+        model(np.zeros((1, 6), "float32"))
+        return model
+
+    check_aside(Run(built, traced=True), reason)
+
+
+class BaseAlone(keras.Model):
+    """A train step that never calls the model, only its layers, on other inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = builders.functional_base()
+        self.head = L.Dense(1, name="head")
+
+    def call(self, inputs):
+        return self.head(self.base(inputs))
+
+    def train_step(self, data):
+        x, y = data
+        self.zero_grad()
+        loss = self.compute_loss(x, y, self.head(self.base(x * 0.5)))
+        loss.backward()
+        trained = list(self.trainable_weights)
+        self.optimizer.apply([v.value.grad for v in trained], trained)
+        self._loss_tracker.update_state(loss)
+        return self.compute_metrics(x, y, self.head(self.base(x * 0.5)))
+
+
+class InPlace(BaseAlone):
+    """A train step that changes its batch in place."""
+
+    def train_step(self, data):
+        data[0].add_(0.5)
+        return keras.Model.train_step(self, data)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the steps are written for PyTorch")
+@pytest.mark.parametrize(
+    ("make", "reason"), [(BaseAlone, "doesn't call"), (InPlace, "on other inputs")]
+)
+def test_steps_of_ones_own(make: Any, reason: str):
+    def built() -> keras.Model:
+        model = make()
+        model(np.zeros((1, 6), "float32"))
+        return model
+
+    check_aside(Run(built, options={"shuffle": False}), reason, same=make is BaseAlone)
+
+
+def test_layers_along_the_batch():
+    run = Run(lambda: base_with(L.Softmax(axis=0)))
+    check_aside(run, "depend on the other images of the batch")
+
+
 def test_random_flips_in_the_model():
     images = np.random.default_rng(0).normal(size=(32, 6, 6, 1)).astype("float32")
     check_aside(

@@ -382,6 +382,86 @@ def test_a_run_that_begins_late():
     check(Run(stages=STAGES, options={"initial_epoch": 2, "epochs": 6}))
 
 
+@pytest.mark.parametrize("rows", [17, 20, 31])
+def test_a_last_batch_of_the_prefix_that_is_not_full(rows: int, monkeypatch: Any):
+    """Shuffled: what is computed ahead runs out before the epoch does."""
+    monkeypatch.setattr(compute, "AT_ONCE", 2)
+    data = builders.data(rows)
+    check(Run(data=lambda: data, traced=True), exact=False)
+
+
+class Recompile(keras.callbacks.Callback):
+    """Compiles the model in the middle, with another loss."""
+
+    def __init__(self, hook: str):
+        super().__init__()
+        setattr(self, hook, self.act)
+
+    def act(self, epoch, logs=None):
+        if epoch == 2:
+            optimizer = keras.optimizers.SGD(0.1)
+            self.model.compile(optimizer, "mae", metrics=["mae"])
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
+def test_a_callback_that_compiles(hook: str):
+    run = Run(frozen=lambda: [FreezeBase(), Recompile(hook)], options={"validation_data": VAL})
+    run.traced = True
+    check(run)
+
+
+def test_a_loss_that_calls_the_base():
+    """As a perceptual loss does: then nothing of the base is hidden from Keras."""
+    made: list[keras.Model] = []
+
+    def make() -> keras.Model:
+        made[:] = [builders.nested()]
+        return made[0]
+
+    def perceptual(y: Any, outputs: Any) -> Any:
+        features = builders.layer(made[0], "base")(keras.ops.tile(outputs, (1, 6)))
+        return keras.ops.mean(keras.ops.square(y - outputs)) + keras.ops.mean(features)
+
+    check(Run(make, compile={"loss": perceptual, "metrics": []}, traced=True))
+
+
+def sequences() -> keras.Model:
+    """Their features aren't contiguous on PyTorch, where masks are drawn in memory order."""
+    base = keras.Sequential([keras.Input((6, 1)), L.LSTM(5, return_sequences=True)], name="base")
+    tail = [L.Reshape((6, 1)), base, L.Dropout(0.3), L.Flatten(), L.Dense(1, name="head")]
+    return keras.Sequential([keras.Input((6,)), *tail])
+
+
+def test_random_masks_behind_the_cut():
+    check(Run(sequences, traced=True))
+
+
+class OwnBaseCall(keras.Model):
+    """A train step that calls the base itself, on other inputs, before the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = builders.functional_base()
+        self.head = L.Dense(1, name="head")
+
+    def call(self, inputs):
+        return self.head(self.base(inputs))
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        again = keras.ops.mean(self.base(x * 0.5))
+        return super().compute_loss(x, y, y_pred + again, sample_weight, training=training)
+
+
+def own_base_call() -> keras.Model:
+    model = OwnBaseCall()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def test_a_step_that_calls_the_base_itself():
+    check(Run(own_base_call, traced=True))
+
+
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")
 def test_several_steps_in_one_execution():
     """The last execution is a partial one."""

@@ -74,8 +74,9 @@ class Caching:
         self.told.add(self.cache.stage)
         return pass_line(epoch + 1, self.epochs, self.cache.stats)
 
-    def begin_test(self) -> None:
+    def begin_test(self, step: GuardedStep) -> None:
         """Validation within this fit begins."""
+        step.follow_compile()
         self.test = None
         if self.server is not None:
             self.cache.feed("test", loop.evaluation_iterator(self.model))

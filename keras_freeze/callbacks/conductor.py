@@ -60,6 +60,7 @@ class Conductor:
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
         self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
+        self.step.find_server = self._find_server
         epochs = (callback_list.params or {}).get("epochs")
         self.caching = Caching(cache, model, self.plan, epochs) if cache is not None else None
         # Flags can change between two steps only if another callback has hooks there.
@@ -197,10 +198,13 @@ class Conductor:
 
     def _refresh(self, *, made: bool) -> None:
         """The steps follow the flags as they are now."""
-        if self.caching is not None:
-            self.caching.follow(self.number)
-        server = self.caching.server if self.caching is not None else None
-        self.step.refresh(made=made, server=server)
+        self.step.refresh(made=made, server=self._find_server())
+
+    def _find_server(self) -> functions.Server | None:
+        if self.caching is None:
+            return None
+        self.caching.follow(self.number)
+        return self.caching.server
 
     def begin_data(self) -> None:
         """Before the data of an epoch begin to flow, after all that other callbacks did."""

@@ -84,7 +84,7 @@ class Last(keras.callbacks.Callback):
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the validation of epoch {self.conductor.epoch + 1}")
         if self.conductor.caching is not None:
-            self.conductor.caching.begin_test()
+            self.conductor.caching.begin_test(self.conductor.step)
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.conductor.watched:

@@ -91,17 +91,19 @@ class FeatureCache:
                 self.watch.check_weights()  # before those of the new prefix are looked at
             choice = choose(self.subject, now, later)
             self._check_worth(choice)
+            self._serve(choice, now)
         except StepAsideError as error:
             self.step_aside(error)
-            return
+
+    def _serve(self, choice: Choice, now: Flags) -> None:
         kept = self._keep_only(choice.columns)
         if choice.part is not None:
             if kept and self.part is not None:
                 choice.part.follow(self.part)
-            self.part = choice.part
-            self.stats.cuts[stage] = choice.names
             self.served = Served(self.subject, choice.part, now, self.backend)
-            self.watch.look_at(choice.part.layers)
+            self.part = choice.part
+            self.stats.cuts[self.stage] = choice.names
+            self.watch.look_at(choice.part.layers, self.subject.around)
 
     def _check_worth(self, choice: Choice) -> None:
         if choice.part is None and not choice.later and not self.stats.cuts:
@@ -193,6 +195,7 @@ class FeatureCache:
         served = self.served
         if served is not None:
             try:
+                served.tap.check_used()
                 with attributes(served.patches):
                     brought = [self._with_features(served, kind, state, b) for b in batches]
                     return served.lighter.step(served.function(kind), state, brought)

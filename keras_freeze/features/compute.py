@@ -43,6 +43,7 @@ class Features:
         self.stats = stats
         self.dtype = dtype
         self.seen: set[Key] = set()
+        self.axes: dict[str, tuple[int, ...]] = {}  # in the order of memory, where that isn't C's
 
     def of(self, rows: Rows, served: Served, kind: str, state: Any) -> Columns:
         """Returns the features of the rows of a batch, computing those that aren't known.
@@ -61,19 +62,29 @@ class Features:
         if wanted < rows.size and self.watch.wants_check(kind, served.is_trusted):
             self._check(rows, served, kind, state)
         computed: Columns = {}
+        fresh = 0  # rows of the batch that were never seen, though a full store may not hold them
         if wanted:
             missing, copies = _first_of_each(rows, missing)
             wanted = int(np.count_nonzero(missing < rows.size))
+            fresh = sum(key not in self.seen for key in rows.keys(missing[:wanted]))
             computed = self._compute(rows, missing, served, kind, state)
             self._keep(rows, missing, computed)
             rows.found(copies, self.store.find(rows.keys(copies)))
             self.stats.misses += len(missing)
         known = rows.size - wanted
-        self.watch.count(kind, rows.size, wanted)
+        self.watch.count(kind, rows.size, fresh)
         self.stats.hits += known - rows.first_asked()
         self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
         self.stats.base_passes = self.stats.misses / max(1, len(self.seen))
-        return self._gathered(rows, missing, computed, served.part.columns)
+        features = self._gathered(rows, missing, computed, served.part.columns)
+        return {name: self._laid_out(name, array) for name, array in features.items()}
+
+    def _laid_out(self, column: str, array: Array) -> Array:
+        """Features in memory as the prefix left them: PyTorch draws random masks in that order."""
+        if column not in self.axes:
+            return array
+        axes = self.axes[column]
+        return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
 
     def at_once(self, served: Served, batch: int) -> int:
         """Returns how many rows may be computed when one of a batch isn't known.
@@ -114,8 +125,8 @@ class Features:
         """
         others = np.setdiff1d(np.arange(len(rows)), positions)
         ordered = np.concatenate([positions, others])
-        ends = range(rows.size, len(positions) + rows.size, rows.size)
-        batches = [ordered[end - rows.size : end] for end in ends]
+        starts = range(0, len(positions), rows.size)
+        batches = [np.resize(np.roll(ordered, -start), rows.size) for start in starts]
         began = time.perf_counter()
         self.watch.before_prefix()
         if len(batches) == 1:
@@ -171,6 +182,9 @@ class Features:
                 "the features of different batches have different shapes",
                 "pass inputs of one shape, or pool the features behind the base",
             )
+        for name, array in computed.items():
+            if not array.flags.c_contiguous:
+                self.axes[name] = tuple(np.argsort(array.strides)[::-1].tolist())
         keys = rows.keys(positions)
         self.seen.update(keys)
         self._report_nan(computed)

@@ -19,6 +19,7 @@ from keras_freeze.training.trainable import is_batch_norm
 
 TRAINS = "trains"
 MOVES = "its statistics move"
+FOREIGN = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
 class Fixed:
@@ -56,7 +57,7 @@ class Fixed:
             if self._is_moving(layer):
                 return MOVES
             if knows_training and not inference and not isinstance(layer, keras.Model):
-                if not _is_of_keras(layer):
+                if not is_of_keras(layer):
                     return "it is told that this is training, and may not do the same each time"
                 if own_states(layer) and not is_batch_norm(layer):
                     return MOVES
@@ -79,5 +80,7 @@ def _all_below(layer: Layer) -> list[Layer]:
     return list(LayerTree(layer))
 
 
-def _is_of_keras(layer: Layer) -> bool:
-    return type(layer).__module__.split(".")[0] == "keras"
+def is_of_keras(layer: Any) -> bool:
+    """True for Keras' own layers, but for those that wrap the code of others."""
+    own = type(layer).__module__.split(".")[0] == "keras"
+    return own and type(layer).__name__ not in FOREIGN

@@ -52,8 +52,8 @@ def _key_of_parts(views: list[tuple[memoryview, int]], row: int, seed: int) -> K
 
 
 def stride(size: int) -> int:
-    """Returns the distance of the elements by which an array is told apart: at most 131,071."""
-    return max(1, size >> 16)
+    """Returns the distance of the elements, at most 2 million, by which an array is told apart."""
+    return max(1, size >> 20)
 
 
 def fingerprint(elements: Array) -> Key:

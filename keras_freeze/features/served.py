@@ -10,12 +10,12 @@ import keras
 
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.cut import Cut
-from keras_freeze.features.fixed import TRAINS, Fixed
+from keras_freeze.features.fixed import TRAINS, Fixed, is_of_keras
 from keras_freeze.features.layout import Flags, cut_names, plan_layout
 from keras_freeze.features.tap import OBSTACLE, GraphPart, Tap, WholePart
 from keras_freeze.graph.program import read_program
 from keras_freeze.graph.tree import Layer, LayerTree, hidden_layers
-from keras_freeze.training.functions import make_over
+from keras_freeze.training.functions import has_own_functions, make_over
 from keras_freeze.training.inference import frozen_calls
 from keras_freeze.training.patch import Patch
 
@@ -49,6 +49,13 @@ class Subject:
     def is_readable(self) -> bool:
         """True if the graph from the model's inputs to its outputs is known."""
         return self.container is self.model and self.program is not None
+
+    @property
+    def around(self) -> list[Any]:
+        """The variables that code may move before it calls the container, seeds included."""
+        if self.container is self.model:
+            return []
+        return [*self.model.variables, *self.model.metrics_variables]
 
     def check(self) -> None:
         """Raises `StepAsideError` if no layout could ever be served."""
@@ -155,6 +162,8 @@ class Served:
         """What hides the prefix from Keras while a step is served, if nothing else runs it."""
         if not isinstance(self.part, GraphPart) or not self.alike or self.has_own_steps:
             return []
+        if has_own_functions(self.subject.model):
+            return []
         called = [step.operation for step in self.part.cut.tail if not step.enters]
         tree = self.subject.tree
         busy = {id(leaf) for layer in called if layer in tree for leaf in tree.below(layer)}
@@ -207,16 +216,23 @@ def _tripwires(
     inside = {id(layer) for layer in LayerTree(subject.container)}
     outside = [leaf for leaf in subject.tree.leaves if id(leaf) not in inside]
     reasons = [(leaf, fixed.why_not(leaf)) for leaf in outside]
+    for leaf, reason in reasons:
+        if reason and leaf is subject.model:
+            raise StepAsideError(
+                f"{leaf.name!r} has weights of its own, and may use them before its base",
+                "hold these weights in a layer",
+            )
     return [(leaf, calls.get(id(leaf), leaf.call), reason) for leaf, reason in reasons if reason]
 
 
 def _is_row_by_row(operation: Any) -> bool:
     """True for what is known to treat each image alone, and the same each time: Keras' own layers.
 
-    Not so functions on whole tensors, a Lambda, or a layer of the user's.
+    Not so functions on whole tensors, a Lambda, a layer of the user's, or one along the batch.
     """
-    of_keras = type(operation).__module__.split(".")[0] == "keras"
-    return of_keras and _is_layer(operation) and not isinstance(operation, keras.layers.Lambda)
+    axes = keras.tree.flatten(getattr(operation, "axis", None))
+    is_plain = is_of_keras(operation) and not isinstance(operation, keras.layers.Lambda)
+    return _is_layer(operation) and is_plain and 0 not in axes
 
 
 def _is_layer(operation: Any) -> bool:

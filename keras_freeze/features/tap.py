@@ -16,7 +16,7 @@ import keras
 
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.cut import Cut, prefix_of
-from keras_freeze.graph.program import Program, Value, mask_of, run, set_mask
+from keras_freeze.graph.program import Program, Value, mask_of, run, set_mask, version_of
 from keras_freeze.graph.tree import LayerTree, has_added_losses
 
 Model = Any
@@ -150,10 +150,19 @@ class WholePart:
 
 @dataclass
 class _Job:
-    """What the container is asked in the step that runs: its features if `features` is None."""
+    """What the container is asked in the step that runs: its features if `features` is None.
+
+    Attributes:
+        x: the inputs of the batch.
+        versions: of these, where they can be changed.
+        features: of the batch.
+        is_open: True while a call of the container is one of the model's on the batch.
+    """
 
     x: Any
+    versions: list[Any]
     features: Features | None
+    is_open: bool
 
 
 class Tap:
@@ -183,6 +192,7 @@ class Tap:
         self.knows_training = "training" in inspect.signature(model.call).parameters
         self.served_steps = {kind: self._step(kind) for kind in ("train", "test")}
         self._now = threading.local()
+        self.is_used = True  # as far as is known
         self.patches: list[tuple[Any, str, Any]] = [
             (layer, "call", self._wire(layer, call, reason)) for layer, call, reason in tripwires
         ]
@@ -192,9 +202,12 @@ class Tap:
         for kind, step in self.served_steps.items():
             self.patches.append((model, f"{kind}_step", step))
 
+    def _job(self, x: Any, features: Features | None) -> _Job:
+        return _Job(x, _versions(x), features, is_open=self.container is self.model)
+
     def features(self, x: Any, training: bool) -> Features:
         """Runs the model up to the container, and the prefix in it."""
-        self._now.job = _Job(x, None)
+        self._now.job = self._job(x, None)
         try:
             self.model(x, **({"training": training} if self.knows_training else {}))
         except Reached as reached:
@@ -204,6 +217,14 @@ class Tap:
             self._now.job = None
         name = self.container.name
         raise StepAsideError(f"the model's code doesn't call {name!r}", "name another base")
+
+    def check_used(self) -> None:
+        """Raises `StepAsideError` if the last step went by the container."""
+        if not self.is_used:
+            raise StepAsideError(
+                f"the model's own step doesn't call {self.model.name!r} on the batch",
+                "call the model in it, not its layers",
+            )
 
     def _check_losses(self) -> None:
         """What a layer of the prefix adds to the loss would be missing in the step."""
@@ -216,13 +237,14 @@ class Tap:
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
         """`call` of the container. It is served once a step: a second call runs as it is."""
-        job, self._now.job = getattr(self._now, "job", None), None
-        if job is None:
+        job = getattr(self._now, "job", None)
+        if job is None or not job.is_open:
             return self.call(*args, **kwargs)
+        self._now.job = None
         if job.features is None:
             raise Reached(self.part.prefix(*args, **kwargs))
         if self.container is self.model:
-            _check_same(args, kwargs, job.x)
+            _check_same(args, kwargs, job)
         return self.part.tail(job.features, *args, **kwargs)
 
     def _watch(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,9 +252,15 @@ class Tap:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             job = getattr(self._now, "job", None)
-            if job is not None and job.features is not None:
-                _check_same(args, kwargs, job.x)
-            return call(*args, **kwargs)
+            if job is None:
+                return call(*args, **kwargs)
+            if job.features is not None:
+                _check_same(args, kwargs, job)
+            job.is_open = True
+            try:
+                return call(*args, **kwargs)
+            finally:
+                job.is_open = False
 
         return watched
 
@@ -256,9 +284,11 @@ class Tap:
         def served(*arguments: Any) -> Any:
             *state, (features, x, y, sample_weight) = arguments
             x = self.shown(features, x)
-            self._now.job = _Job(x, features)
+            self._now.job = self._job(x, features)
             try:
-                return step(*state, keras.utils.pack_x_y_sample_weight(x, y, sample_weight))
+                done = step(*state, keras.utils.pack_x_y_sample_weight(x, y, sample_weight))
+                self.is_used = self._now.job is None
+                return done
             finally:
                 self._now.job = None
 
@@ -288,11 +318,16 @@ class Tap:
         return keras.tree.pack_sequence_as(structure, flat)
 
 
-def _check_same(args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> None:
+def _versions(x: Any) -> list[Any]:
+    return [version_of(leaf) for leaf in keras.tree.flatten(x)]
+
+
+def _check_same(args: tuple[Any, ...], kwargs: dict[str, Any], job: _Job) -> None:
     """The features are those of the batch, so the model must be called on the batch."""
     called_on = args[0] if args else next(iter(kwargs.values()))
-    one, other = keras.tree.flatten(called_on), keras.tree.flatten(x)
-    if len(one) != len(other) or any(a is not b for a, b in zip(one, other, strict=True)):
+    one, other = keras.tree.flatten(called_on), keras.tree.flatten(job.x)
+    same = len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+    if not same or _versions(job.x) != job.versions:
         raise StepAsideError(
             "the model's own step calls it on other inputs than those of the batch",
             "call the model on the batch as it is",

@@ -57,8 +57,13 @@ class Watch:
 
     # Weights
 
-    def look_at(self, layers: list[Layer]) -> None:
-        """Remembers the weights of the prefix."""
+    def look_at(self, layers: list[Layer], around: list[Any]) -> None:
+        """Remembers the weights of the prefix.
+
+        Args:
+            layers: all that the prefix runs, as far as that is known.
+            around: further variables that code in front of them might move.
+        """
         variables = {id(v): v for layer in layers for v in layer.variables}
         self.variables = list(variables.values())
         self.fingerprints = self.backend.fingerprints(self.variables)
@@ -67,6 +72,7 @@ class Watch:
         frozen = (keras.layers.BatchNormalization, keras.layers.Normalization)
         known = {id(v) for layer in layers if isinstance(layer, frozen) for v in layer.variables}
         self.states = [v for v in own if id(v) not in known]
+        self.states += [v for v in around if id(v) not in variables]
         self.quiet = not self.states  # nothing that could move
 
     def check_weights(self) -> None:

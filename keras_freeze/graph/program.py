@@ -103,6 +103,11 @@ def run(steps: Iterable[Step], values: dict[Value, Tensor], training: Any) -> No
         values.update(zip(step.writes, keras.tree.flatten(outputs), strict=False))
 
 
+def version_of(tensor: Tensor) -> Any:
+    """Returns what counts the changes in place of a tensor of PyTorch; None of another."""
+    return getattr(tensor, "_version", None)
+
+
 def read_program(model: Layer) -> Program | None:
     """Returns the program of a functional or Sequential model; None of any other."""
     if not _is_plain(model):

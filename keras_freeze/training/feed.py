@@ -46,6 +46,7 @@ class ArrayFeed:
         self.slots = np.full(len(self), -1, np.int64)
         self.is_new = np.zeros(len(self), bool)
         self.sample: tuple[Any, ...] | None = None
+        self.others = self.inputs[1:]
         self.dataset = getattr(epoch_iterator, "_distributed_dataset", None)
 
     def __len__(self) -> int:
@@ -54,6 +55,8 @@ class ArrayFeed:
     def put(self) -> None:
         """From the next epoch on, batches hold row numbers."""
         if self.has_plain_order:
+            if self.dataset is not None:  # TensorFlow goes on with what the arrays held at first
+                self.others = keras.tree.map_structure(_copied, self.inputs[1:])
             self.epoch_iterator._get_iterator = self._in_order
             return
         self.adapter._inputs = ({ROW: np.arange(len(self))}, *self.inputs[1:])
@@ -79,7 +82,7 @@ class ArrayFeed:
         for start in range(0, len(self), self.adapter.batch_size):
             numbers = np.arange(start, min(start + self.adapter.batch_size, len(self)))
             take = partial(self._taken, numbers)
-            yield ({ROW: numbers}, *keras.tree.map_structure(take, self.inputs[1:]))
+            yield ({ROW: numbers}, *keras.tree.map_structure(take, self.others))
 
     def _taken(self, numbers: Array, leaf: Array | None) -> Any:
         return None if leaf is None else self.to_tensor(_as_fed(leaf[numbers]))
@@ -117,6 +120,10 @@ def _as_fed(rows: Array) -> Array:
 
 def _is_of_numbers(leaf: Any) -> bool:
     return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf"
+
+
+def _copied(leaf: Array | None) -> Array | None:
+    return None if leaf is None else leaf.copy()
 
 
 class _Iterator(Iterator[Any]):

@@ -3,7 +3,8 @@
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
 `_loss_tracker` (each `compile` makes a new one), `_flatten_layers`, `_jax_state` (JAX only),
 `_distribute_strategy` (TensorFlow only), `_symbolic_build`, `tf.Variable._trainable`,
-`_compiled_trainable_state` (not in 3.12.0).
+`_compiled_trainable_state` (not in 3.12.0), `_compile_metrics` and its `_user_metrics`,
+`_user_weighted_metrics`, `_fn` of a metric.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
+
+import keras
 
 from keras_freeze.graph.tree import Layer, LayerTree
 from keras_freeze.training import ages, optimizer
@@ -109,6 +112,19 @@ def _renew_state(model: Model) -> None:
         model._jax_state = state
 
 
+def has_own_functions(model: Model) -> bool:
+    """True if a loss or a metric is not one of Keras': it may call layers of the model."""
+    metrics = model._compile_metrics
+    given = [model.loss]
+    if metrics is not None:
+        given += [metrics._user_metrics, metrics._user_weighted_metrics]
+    flat = [one for one in keras.tree.flatten(given) if not (one is None or isinstance(one, str))]
+    flat += [one.fn for one in flat if hasattr(one, "fn")]
+    flat += [one._fn for one in flat if hasattr(one, "_fn")]
+    modules = [getattr(one, "__module__", None) or type(one).__module__ for one in flat]
+    return any(module.split(".")[0] != "keras" for module in modules)
+
+
 def make_train_function(model: Model) -> None:
     """Makes `model.train_function` anew, with a trace of its own."""
     with _new_trace(model, "train_step"):
@@ -173,6 +189,7 @@ class GuardedStep:
     """
 
     def __init__(self, model: Model, tree: LayerTree, base: list[Layer]):
+        self.find_server: Callable[[], Server | None] = lambda: None
         self.model = model
         self.tree = tree
         self.base = base
@@ -200,15 +217,19 @@ class GuardedStep:
 
     def arm(self) -> None:
         """Lets the next step, and that alone, run through the guard."""
-        if self.model._loss_tracker is not self.compiled:  # another callback compiled the model
-            sync(self.model)
-            take_effect(self.model, "carry")
-            self.refresh(made=True, server=self.server)
+        self.follow_compile()
         if self.patches or self.server is not None:
             self.fit = getattr(self.model, "history", None)
             self._put(self)
         elif self.model.train_function is None:
             self.model.make_train_function()
+
+    def follow_compile(self) -> None:
+        """If another callback compiled the model, steps are those of its new loss and metrics."""
+        if self.model._loss_tracker is not self.compiled:
+            sync(self.model)
+            take_effect(self.model, "carry")
+            self.refresh(made=True, server=self.find_server())
 
     def _put(self, function: Callable[..., Any] | None) -> None:
         object.__setattr__(self.model, "train_function", function)
