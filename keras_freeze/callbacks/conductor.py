@@ -10,13 +10,13 @@ from typing import Any
 import keras
 
 from keras_freeze.callbacks.caching import Caching
+from keras_freeze.callbacks.checks import at_most_one, check_built, check_optimizer
 from keras_freeze.callbacks.plan import (
     Plan,
     make_plan,
     warn_of_unreached,
     warn_of_untrained_head,
 )
-from keras_freeze.errors import FreezeError, ScheduleError
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport
 from keras_freeze.training import ages, functions, loop, optimizer, rates
@@ -40,18 +40,18 @@ class Conductor:
     """
 
     def __init__(self, callback_list: Any, model: Any, ours: list[Any]):
-        _check_optimizer(model)
+        check_optimizer(model)
         functions.build(model, loop.batch_specification())
-        _check_built(model, [] if model.built else LayerTree(model).leaves)
+        check_built(model, [] if model.built else LayerTree(model).leaves)
         self.callback_list = callback_list
         self.model = model
         self.freezing = [c for c in ours if c.role == "freeze"]
-        self.gradual: Any = _at_most_one([c for c in ours if c.role == "schedule"])
-        self.recompile: Any = _at_most_one([c for c in ours if c.role == "watch"])
-        cache = _at_most_one([c for c in ours if c.role == "cache"])
+        self.gradual: Any = at_most_one([c for c in ours if c.role == "schedule"])
+        self.recompile: Any = at_most_one([c for c in ours if c.role == "watch"])
+        cache = at_most_one([c for c in ours if c.role == "cache"])
         self.stages = bool(self.freezing or self.gradual or self.recompile)
         self.plan = self._make_plan()
-        _check_built(model, self.plan.ruled)
+        check_built(model, self.plan.ruled)
         self.rated: Any = None  # the optimizer of which `_original_rates` were read
         self.number = -1  # no stage yet
         self.epoch = 0
@@ -278,32 +278,3 @@ class Conductor:
             rates=rates.log_rates(self.model.optimizer),
             optimizer=optimizer_did,
         )
-
-
-def _check_optimizer(model: Any) -> None:
-    if not isinstance(model.optimizer, keras.optimizers.Optimizer):
-        raise FreezeError(
-            "`model` must be compiled with a Keras optimizer, which is fitted to the trainable "
-            "weights of each stage. Use model.compile(optimizer='adam', ...). "
-            f"Received: optimizer={model.optimizer!r}"
-        )
-
-
-def _check_built(model: Any, leaves: list[Any]) -> None:
-    unbuilt = [layer.name for layer in leaves if not layer.built]
-    if unbuilt:
-        raise FreezeError(
-            f"`model` must be built before its layers can be frozen: {unbuilt[:5]} aren't. Call it "
-            "on one batch first, model(images[:1]), or use model.build(input_shape). "
-            f"Received: model={model.name!r}"
-        )
-
-
-def _at_most_one(callbacks: list[Any]) -> Any:
-    if len(callbacks) > 1:
-        name = type(callbacks[0]).__name__
-        raise ScheduleError(
-            f"`callbacks` holds {len(callbacks)} {name}. Use one; for several schedules, put their "
-            "stages into one list."
-        )
-    return callbacks[0] if callbacks else None

@@ -1,0 +1,41 @@
+"""What must hold before a fit begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_freeze.errors import FreezeError, ScheduleError
+
+
+def check_optimizer(model: Any) -> None:
+    """Raises `FreezeError` if the model has no Keras optimizer."""
+    if not isinstance(model.optimizer, keras.optimizers.Optimizer):
+        raise FreezeError(
+            "`model` must be compiled with a Keras optimizer, which is fitted to the trainable "
+            "weights of each stage. Use model.compile(optimizer='adam', ...). "
+            f"Received: optimizer={model.optimizer!r}"
+        )
+
+
+def check_built(model: Any, leaves: list[Any]) -> None:
+    """Raises `FreezeError` if a layer that is to be frozen has no weights yet."""
+    unbuilt = [layer.name for layer in leaves if not layer.built]
+    if unbuilt:
+        raise FreezeError(
+            f"`model` must be built before its layers can be frozen: {unbuilt[:5]} aren't. Call it "
+            "on one batch first, model(images[:1]), or use model.build(input_shape). "
+            f"Received: model={model.name!r}"
+        )
+
+
+def at_most_one(callbacks: list[Any]) -> Any:
+    """Returns the only callback of a list, or None; raises `ScheduleError` if there are several."""
+    if len(callbacks) > 1:
+        name = type(callbacks[0]).__name__
+        raise ScheduleError(
+            f"`callbacks` holds {len(callbacks)} {name}. Use one; for several schedules, put their "
+            "stages into one list."
+        )
+    return callbacks[0] if callbacks else None
