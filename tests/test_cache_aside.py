@@ -436,6 +436,29 @@ def test_steps_of_ones_own(make: Any, reason: str):
     check_aside(Run(built, options={"shuffle": False}), reason, same=make is BaseAlone)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch's tensors can be changed in place")
+@pytest.mark.parametrize("source", ["arrays", "batches"])
+def test_a_batch_that_is_changed_in_place(source: str):
+    """The step in which the cache steps aside gets the batch as it was."""
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return X[8 * index :][:8].copy(), Y[8 * index :][:8]
+
+    def built() -> keras.Model:
+        model = InPlace()
+        model(np.zeros((1, 6), "float32"))
+        return model
+
+    run = Run(built, options={"shuffle": False})
+    if source == "batches":
+        run = Run(built, data=lambda: (Batches(),), options={"batch_size": None})
+    check_aside(run, "on other inputs")
+
+
 def test_layers_along_the_batch():
     run = Run(lambda: base_with(L.Softmax(axis=0)))
     check_aside(run, "depend on the other images of the batch")

@@ -153,6 +153,11 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     return array
 
 
+def lent(tensor: Any) -> Any:
+    """Returns a tensor: it can't be changed in place."""
+    return tensor
+
+
 def check(model: Any) -> None:
     """Raises `StepAsideError` if a model can't be served on this backend."""
     if keras.distribution.distribution() is not None:

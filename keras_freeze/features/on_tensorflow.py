@@ -135,6 +135,11 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     return tf.convert_to_tensor(array)
 
 
+def lent(tensor: Any) -> Any:
+    """Returns a tensor: it can't be changed in place."""
+    return tensor
+
+
 def check(model: Any) -> None:
     """Raises `StepAsideError` if a model can't be served on this backend."""
     if model.distribute_strategy.num_replicas_in_sync > 1:

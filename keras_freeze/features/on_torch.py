@@ -102,5 +102,10 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     return torch.from_numpy(array).to(keras.ops.zeros(()).device)
 
 
+def lent(tensor: Any) -> Any:
+    """Returns a copy of a tensor of a batch: a train step may change it in place."""
+    return tensor.clone() if isinstance(tensor, torch.Tensor) else tensor
+
+
 def check(model: Any) -> None:
     """Raises `StepAsideError` if a model can't be served on this backend: here each can."""

@@ -21,6 +21,7 @@ class Backend(Protocol):
 
     def to_numpy(self, tensor: Any) -> Array: ...
     def to_tensor(self, array: Array) -> Any: ...
+    def lent(self, tensor: Any) -> Any: ...
     def fingerprints(self, variables: list[Any]) -> Callable[[], list[Key]]: ...
     def leaves_cores_idle(self, model: Any) -> bool: ...
 
@@ -86,7 +87,7 @@ class HashedRows:
         return keras.tree.pack_sequence_as(self.x, flat)
 
     def leaf(self, place: int) -> Any:
-        return self.flat[place]
+        return self.backend.lent(self.flat[place])
 
     def looks(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
         """The structure of `x`; shape of a row and dtype of each leaf."""
