@@ -6,7 +6,8 @@
   it, over the bytes of the rows that are kept. Each run is a process of its own; 1.0 is the least.
 - aside: the time of a run whose cache steps aside, over that of the run without the callback, in
   turns in one process. "at once": Dropout is live in the base, which shows before the first step.
-  "later": the images differ in each epoch, which shows only after the second of 12.
+  "later": the images differ in each epoch, which shows only in the second of 12; what that costs
+  is paid once (steps compiled for nothing), so a longer run loses a smaller share.
 
 The images are random and the weights too: only memory and time are measured.
 """

@@ -1,6 +1,7 @@
 """The whole two-phase run: stock Keras, the bottleneck trick by hand, keras_freeze, and the limit.
 
     KERAS_BACKEND=jax python benchmarks/two_phase.py [--small] [--repeats 3] [--only NAME ...]
+                                                     [--paths stock limit ours]
                                                      [--output FILE.json] [--plot FILE.png]
 
 All paths run in one process, in turns, each on a fresh model with equal weights, the same data in
@@ -217,10 +218,13 @@ def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {key: values + second.get(key, []) for key, values in first.items()}
 
 
-def measure(work: Workload, repeats: int) -> dict[str, Any]:
+PATHS = {"stock": stock, "by hand": by_hand, "limit": limit, "ours": ours}
+
+
+def measure(work: Workload, repeats: int, names: list[str]) -> dict[str, Any]:
     """Seconds of each path, and how far the History of ours is from stock Keras'."""
     train, val = work.data()
-    paths = {"stock": stock, "by hand": by_hand, "limit": limit, "ours": ours}
+    paths = {name: path for name, path in PATHS.items() if name in names}
     seconds: dict[str, list[float]] = {name: [] for name in (*paths, "steady")}
     results: dict[str, Any] = {}
     for repeat in range(repeats):
@@ -234,7 +238,9 @@ def measure(work: Workload, repeats: int) -> dict[str, Any]:
                 took -= results[name]["extra"]
                 seconds["steady"].append(results[name]["steady"])
             seconds[name].append(took)
-    return {"seconds": seconds, "difference": difference(results["stock"], results["ours"])}
+    both = "stock" in results and "ours" in results
+    far = difference(results["stock"], results["ours"]) if both else float("nan")
+    return {"seconds": seconds, "difference": far}
 
 
 def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
@@ -266,18 +272,19 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Medians over the repeats of ratios within a repeat."""
 
     def ratio(above: str) -> float:
-        pairs = zip(seconds[above], seconds["ours"], strict=True)
-        return statistics.median(a / b for a, b in pairs)
+        pairs = list(zip(seconds.get(above, []), seconds.get("ours", []), strict=False))
+        return statistics.median(a / b for a, b in pairs) if pairs else float("nan")
 
     return {name: ratio(name) for name in ("stock", "by hand", "limit", "steady")}
 
 
 def show(name: str, work: Workload, result: dict[str, Any]) -> None:
-    middle = {path: statistics.median(values) for path, values in result["seconds"].items()}
+    middle = {path: float("nan") for path in PATHS}
+    middle |= {path: statistics.median(v) for path, v in result["seconds"].items() if v}
     over = ratios(result["seconds"])
     print(
         f"{name:<22} {middle['stock']:8.1f} {middle['by hand']:8.1f} {middle['limit']:8.1f} "
-        f"{middle['steady']:8.1f} {middle['ours']:8.1f} {over['stock']:8.2f} {over['limit']:8.2f} "
+        f"{middle.get('steady', 0):8.1f} {middle['ours']:8.1f} {over['stock']:8.2f} {over['limit']:8.2f} "
         f"{over['steady']:8.2f} {result['difference']:12.1e}",
         flush=True,
     )
@@ -288,7 +295,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     names = [name for name in results if name in WORKLOADS]
-    paths = ["stock", "by hand", "limit", "ours"]
+    paths = [path for path in PATHS if path in results[names[0]]["seconds"]]
     figure, axes = pyplot.subplots(figsize=(1.8 + 1.8 * len(names), 3.6))
     for index, side in enumerate(paths):
         middle = [statistics.median(results[name]["seconds"][side]) for name in names]
@@ -310,9 +317,12 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a quarter of the rows, fewer epochs")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--paths", nargs="+", choices=list(PATHS), default=list(PATHS))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    if options.plot and "stock" not in options.paths:
+        parser.error("--plot shows times relative to the path 'stock': put it into --paths")
     results: dict[str, Any] = {"machine": machine(), "repeats": options.repeats}
     print(" ".join(f"{key}={value}" for key, value in machine().items()))
     print(
@@ -321,7 +331,7 @@ def main() -> None:
     )
     for name in options.only:
         work = WORKLOADS[name].small() if options.small else WORKLOADS[name]
-        results[name] = measure(work, options.repeats)
+        results[name] = measure(work, options.repeats, options.paths)
         show(name, work, results[name])
     if options.output:
         options.output.write_text(json.dumps(results, indent=2) + "\n")

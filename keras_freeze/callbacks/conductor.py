@@ -59,8 +59,9 @@ class Conductor:
         self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
-        self.step = functions.GuardedStep(model, self.plan.tree, self.plan.base_leaves)
-        self.step.find_server = self._find_server
+        self.step = functions.GuardedStep(
+            model, self.plan.tree, self.plan.base_leaves, self._find_server
+        )
         epochs = (callback_list.params or {}).get("epochs")
         self.caching = Caching(cache, model, self.plan, epochs) if cache is not None else None
         # Flags can change between two steps only if another callback has hooks there.

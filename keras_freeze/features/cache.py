@@ -15,11 +15,11 @@ from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.budget import free_memory, numpy_dtype
 from keras_freeze.features.compute import Features
 from keras_freeze.features.layout import Flags
+from keras_freeze.features.part import GraphPart, WholePart
 from keras_freeze.features.rows import HashedRows, NumberedRows, Rows
 from keras_freeze.features.served import Choice, Served, Subject, choose, symbols_of
 from keras_freeze.features.stats import CacheStats
 from keras_freeze.features.store import MemoryStore
-from keras_freeze.features.tap import GraphPart, WholePart
 from keras_freeze.features.watch import Watch
 from keras_freeze.training.feed import ArrayFeed, array_feed, numbers_in
 from keras_freeze.training.patch import attributes
@@ -60,6 +60,7 @@ class FeatureCache:
         self.feeds: dict[str, ArrayFeed] = {}
         self.served: Served | None = None
         self.stage = 0
+        self.has_stopped = False  # within an epoch: its steps were traced on batches
         self.part: GraphPart | WholePart | None = None  # what was served last
         stats.enabled = True
         try:
@@ -71,7 +72,7 @@ class FeatureCache:
     @property
     def is_busy(self) -> bool:
         """True while steps have to come by here."""
-        return self.served is not None or bool(self.feeds)
+        return self.served is not None or bool(self.feeds) or self.has_stopped
 
     def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
         """Moves the cut to where it belongs in a stage.
@@ -83,6 +84,7 @@ class FeatureCache:
         """
         self.stage = stage
         self.served = None
+        self.has_stopped = False
         self.whole = self.backend.Lighter(self.subject.model, hidden=[])
         if not self.stats.enabled:
             return
@@ -201,6 +203,7 @@ class FeatureCache:
                     return served.lighter.step(served.function(kind), state, brought)
             except StepAsideError as error:
                 self.step_aside(error)
+        self.has_stopped = True
         restored = [self._restored(kind, batch) for batch in batches]
         return self.whole.step(plain(), state, restored)
 

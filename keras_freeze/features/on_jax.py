@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
+AHEAD = 2  # steps that may wait, each with its batch of features in memory
 
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
@@ -80,6 +82,7 @@ class Lighter:
 
     def __init__(self, model: Any, hidden: list[Patch]):
         self.patches = hidden
+        self.running: deque[Any] = deque()  # the logs of the last steps
         every = [id(variable) for variable in model.non_trainable_variables]
         with attributes(self.patches):
             seen = {id(variable) for variable in model.non_trainable_variables}
@@ -96,6 +99,9 @@ class Lighter:
             logs, (trainable, used, *rest) = function((trainable, used, *rest), iter(batches))
         for place, value in zip(self.kept, used, strict=True):
             whole[place] = value
+        self.running.append(logs)
+        if len(self.running) > AHEAD:
+            jax.block_until_ready(self.running.popleft())
         return logs, (trainable, Whole(whole), *rest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
+SMALL = 1 << 16  # elements
 
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
@@ -86,20 +88,37 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
-    """Returns what takes the fingerprints of variables: only what counts leaves the device."""
+    """Returns what takes the fingerprints of variables: only what counts leaves the device.
 
-    def take(variable: Any) -> Key:
-        flat = variable.value.detach().reshape(-1)
-        return fingerprint(to_numpy(flat[:: stride(flat.numel())]))
+    Small ones are read in one piece: one by one only if it isn't what it was.
+    """
+    small = [variable for variable in variables if math.prod(variable.shape) <= SMALL]
+    known: dict[int, Key] = {}
+    last: list[Key] = []
 
-    return lambda: [take(variable) for variable in variables]
+    def take() -> list[Key]:
+        pieces: dict[Any, list[Any]] = {}
+        for variable in small:
+            pieces.setdefault(variable.value.dtype, []).append(variable.value.detach().reshape(-1))
+        now = [fingerprint(to_numpy(torch.cat(piece))) for piece in pieces.values()]
+        if now != last:
+            last[:] = now
+            known.update((id(variable), _print(variable.value)) for variable in small)
+        return [known.get(id(variable)) or _print(variable.value) for variable in variables]
+
+    return take
+
+
+def _print(value: Any) -> Key:
+    flat = value.detach().reshape(-1)
+    return fingerprint(to_numpy(flat[:: stride(flat.numel())]))
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Returns an array as the model's steps take it, on the device where they run."""
     if array.dtype.name == "bfloat16":
         return to_tensor(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array).to(keras.ops.zeros(()).device)
+    return keras.ops.convert_to_tensor(torch.from_numpy(array))
 
 
 def lent(tensor: Any) -> Any:

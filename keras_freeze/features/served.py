@@ -12,7 +12,8 @@ from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.cut import Cut
 from keras_freeze.features.fixed import TRAINS, Fixed, is_of_keras
 from keras_freeze.features.layout import Flags, cut_names, plan_layout
-from keras_freeze.features.tap import OBSTACLE, GraphPart, Tap, WholePart
+from keras_freeze.features.part import GraphPart, WholePart
+from keras_freeze.features.tap import OBSTACLE, Tap
 from keras_freeze.graph.program import read_program
 from keras_freeze.graph.tree import Layer, LayerTree, hidden_layers
 from keras_freeze.training.functions import has_own_functions, make_over

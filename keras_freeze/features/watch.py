@@ -19,6 +19,7 @@ CHECKED = 2  # rows that are computed again in an epoch
 COMPARED = 64  # rows of an array that are hashed again in an epoch,
 COMPARED_BYTES = 1 << 21  # or fewer, but at least 8
 CHEAP = 0.01  # share of a run that checks may take
+ENOUGH = 0.2  # share of an epoch after which its hits are judged
 LEAST_HITS = 0.1  # share of an epoch's rows below which a cache isn't worth it
 RTOL = {"float16": 1e-2, "bfloat16": 5e-2}  # else 1e-3: another batch size rounds differently
 
@@ -40,6 +41,7 @@ class Watch:
         self.check_seconds = 0.0  # of all checks
         self.prefix_seconds = 0.0  # of the prefix for the last batch
         self.counts: dict[str, list[int]] = {}
+        self.last_rows = 0  # of training, in the epoch before
         self.poor = 0  # epochs in a row with hardly a hit
         self.patience = 1  # poor epochs that are nothing unusual: the first one
         self.looked_at: set[str] = set()  # kinds of known rows, in this epoch
@@ -52,6 +54,7 @@ class Watch:
         return first
 
     def begin_epoch(self) -> None:
+        self.last_rows = self.counts.get("train", [0])[0]
         self.counts = {"train": [0, 0], "test": [0, 0]}
         self.looked_at = set()
 
@@ -146,9 +149,17 @@ class Watch:
         return np.resize(few, batch) if keras.backend.backend() == "jax" else few
 
     def count(self, kind: str, rows: int, missing: int) -> None:
+        """Counts the rows of a batch, and those that were never seen before.
+
+        Raises:
+            StepAsideError: a good part of an epoch is over, and it doesn't look worth it.
+        """
         self.counts.setdefault(kind, [0, 0])
         self.counts[kind][0] += rows
         self.counts[kind][1] += missing
+        seen = self.counts["train"][0] if kind == "train" else 0
+        if self.poor == self.patience and seen > ENOUGH * self.last_rows:
+            self.check_hits()
 
     def check_hits(self) -> None:
         """Raises `StepAsideError` if, though the data came round, hardly a row was known."""

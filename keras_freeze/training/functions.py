@@ -186,10 +186,22 @@ class GuardedStep:
     runs, and lets a server run it. What is traced so must not outlive the fit: it is held here, and
     stands in `model.train_function` for one call at a time (`arm`). Between steps there is None, as
     after `compile`, so a `fit` that raises leaves nothing behind.
+
+    Args:
+        model: the model that is fitted.
+        tree: all its layers.
+        base: the leaves that run in inference mode while they are frozen.
+        find_server: says what runs the steps now, if anything.
     """
 
-    def __init__(self, model: Model, tree: LayerTree, base: list[Layer]):
-        self.find_server: Callable[[], Server | None] = lambda: None
+    def __init__(
+        self,
+        model: Model,
+        tree: LayerTree,
+        base: list[Layer],
+        find_server: Callable[[], Server | None],
+    ):
+        self.find_server = find_server
         self.model = model
         self.tree = tree
         self.base = base
