@@ -279,12 +279,12 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def show(name: str, work: Workload, result: dict[str, Any]) -> None:
-    middle = {path: float("nan") for path in PATHS}
+    middle = {path: float("nan") for path in (*PATHS, "steady")}
     middle |= {path: statistics.median(v) for path, v in result["seconds"].items() if v}
     over = ratios(result["seconds"])
     print(
         f"{name:<22} {middle['stock']:8.1f} {middle['by hand']:8.1f} {middle['limit']:8.1f} "
-        f"{middle.get('steady', 0):8.1f} {middle['ours']:8.1f} {over['stock']:8.2f} {over['limit']:8.2f} "
+        f"{middle['steady']:8.1f} {middle['ours']:8.1f} {over['stock']:8.2f} {over['limit']:8.2f} "
         f"{over['steady']:8.2f} {result['difference']:12.1e}",
         flush=True,
     )

@@ -44,9 +44,9 @@ class Plan:
 
     def flags_after(self, number: int, epochs: int | None) -> list[dict[int, bool]]:
         """Returns the flags of the stages that come after one and are reached."""
-        stages = list(enumerate(self.schedule or (), start=1))
-        reached = [n for n, stage in stages if n > number and (not epochs or stage.at < epochs)]
-        return [self.flags[n] for n in reached]
+        stages = [(n, stage.at) for n, stage in enumerate(self.schedule or (), start=1)]
+        unreached = [n for n, at in stages if epochs and isinstance(at, int) and at >= epochs]
+        return [self.flags[n] for n, _ in stages if n > number and n not in unreached]
 
     def stage(self, number: int) -> Stage | None:
         """The stage of that number; None before the first."""
@@ -159,7 +159,7 @@ def _warn_of_idle_stage(stage: Stage, number: int) -> None:
 def warn_of_unreached(schedule: Schedule, epochs: int) -> None:
     """Warns of stages that lie behind the last epoch."""
     for number, stage in enumerate(schedule, start=1):
-        if stage.at >= epochs:
+        if isinstance(stage.at, int) and stage.at >= epochs:
             warnings.warn(
                 f"{stage.title(number)} (at={stage.at}) is never reached: fit ends after "
                 f"{epochs} epochs, and epochs count from 0. Pass epochs={stage.at + 1} or more to "

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from keras_freeze.errors import ScheduleError
-from keras_freeze.schedule.stage import KEYS, Stage, check_epoch, stage_from
+from keras_freeze.schedule.plateau import Plateau
+from keras_freeze.schedule.stage import KEYS, Stage, check_at, stage_from
 
 
 class Schedule:
-    """An ordered list of stages, each at its own epoch.
+    """An ordered list of stages, each at its own epoch or behind a trigger.
 
     Args:
         stages: `{epoch: selector or Stage}`, a list of `Stage` (or of mappings of `Stage`'s
-            arguments), or another `Schedule`. It isn't changed, and its order doesn't matter.
+            arguments), or another `Schedule`. It isn't changed. Its order matters only where a
+            `Plateau` is in it, which ends the stage that stands before it.
+
+    An epoch is kept whatever happens: a stage at epoch 20 begins there even if a `Plateau` that
+    stands before it hasn't fired by then; what that stage would have changed is changed with it.
 
     Raises:
         ScheduleError: there is no stage, two begin at the same epoch, or one is malformed.
@@ -27,22 +33,40 @@ class Schedule:
     """
 
     def __init__(self, stages: Any):
-        self.stages: tuple[Stage, ...] = tuple(sorted(_read(stages), key=lambda stage: stage.at))
+        self.stages: tuple[Stage, ...] = tuple(_in_order(_read(stages)))
         if not self.stages:
             raise ScheduleError(
                 "`schedule` must hold at least one stage, for example {10: 'block5_*'}. "
                 f"Received: {stages!r}"
             )
-        for stage, following in zip(self.stages, self.stages[1:], strict=False):
-            if stage.at == following.at:
+        fixed = [(stage.at, stage) for stage in self.stages if isinstance(stage.at, int)]
+        for (at, stage), (next_at, following) in itertools.pairwise(fixed):
+            if at == next_at:
                 raise ScheduleError(
-                    f"`schedule` has two stages at epoch {stage.at}: {stage!r} and {following!r}. "
+                    f"`schedule` has two stages at epoch {at}: {stage!r} and {following!r}. "
                     "Join them (a list of selectors is a selector), or move one."
                 )
+            if at > next_at:
+                raise ScheduleError(
+                    f"`schedule` has a Plateau, so its stages must stand in order, but epoch "
+                    f"{next_at} comes after {at}: {following!r}. Move it."
+                )
 
-    def number_at(self, epoch: int) -> int:
-        """Returns the number of the stage that holds in `epoch`; 0 is before the first."""
-        return sum(stage.at <= epoch for stage in self.stages)
+    def number_at(self, epoch: int, begun: Mapping[int, int] | None = None) -> int:
+        """Returns the number of the stage that holds in `epoch`; 0 is before the first.
+
+        Args:
+            epoch: counted from 0.
+            begun: the epochs at which stages behind a `Plateau` have begun, by number.
+        """
+        starts = {n: stage.at for n, stage in enumerate(self, 1) if isinstance(stage.at, int)}
+        starts |= begun or {}
+        return max((number for number, at in starts.items() if at <= epoch), default=0)
+
+    def waiting_at(self, number: int) -> Stage | None:
+        """Returns the stage that waits for a stage to end; None if the next one has its epoch."""
+        following = self.stages[number] if number < len(self.stages) else None
+        return following if following and isinstance(following.at, Plateau) else None
 
     def __getitem__(self, number: int) -> Stage:
         """The stage of that number, counted from 1."""
@@ -64,6 +88,14 @@ class Schedule:
         return f"Schedule([{', '.join(map(repr, self.stages))}])"
 
 
+def _in_order(stages: list[Stage]) -> list[Stage]:
+    """By epoch; as they stand where one has none."""
+    epochs = [stage.at for stage in stages if isinstance(stage.at, int)]
+    if len(epochs) < len(stages):
+        return stages
+    return [stages[place] for place in sorted(range(len(stages)), key=epochs.__getitem__)]
+
+
 def _read(stages: Any) -> list[Stage]:
     if isinstance(stages, Schedule):
         return list(stages.stages)
@@ -83,7 +115,7 @@ def _from_list(item: Any) -> Stage:
     if isinstance(item, Stage):
         return item
     if isinstance(item, Mapping) and "at" in item:
-        return stage_from(check_epoch(item["at"]), item)
+        return stage_from(check_at(item["at"]), item)
     raise ScheduleError(
         "`schedule` as a list must hold Stage objects, or mappings with the keys "
         f"{', '.join(KEYS)} (`at` is needed). Received: {item!r}"

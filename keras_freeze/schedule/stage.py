@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, fields
 from typing import Any
 
 import keras
 
 from keras_freeze.errors import FreezeError, LayerMatchError, ScheduleError, check_choice, closest
 from keras_freeze.graph.selectors import check_selector
+from keras_freeze.schedule.plateau import Plateau
 
 
 @dataclass(frozen=True, init=False)
@@ -20,7 +21,8 @@ class Stage:
     """What changes when an epoch begins.
 
     Args:
-        at: the epoch, counted from 0 as in Keras, at whose beginning the stage begins.
+        at: the epoch, counted from 0 as in Keras, at whose beginning the stage begins; or a
+            `Plateau`: it begins when the stage before it has stopped improving.
         unfreeze: a selector of the layers that become trainable (see `select_layers`). Names and
             patterns are looked up in the base first, then in the rest of the model; slices, indices
             and percentages count within the base. A layer outside the base is frozen before the
@@ -32,6 +34,9 @@ class Stage:
             counting over the stages with `optimizer="carry"` and begins at 0 with `"reset"`.
         optimizer: `"carry"` or `"reset"` for this stage alone; `None` = as the schedule's user
             (`GradualUnfreeze`) says.
+        restore_best: goes back, when the stage begins, to the best epoch of the stage that ends:
+            its weights and the optimizer's slots. Best by the monitor of the `Plateau`; with an
+            epoch in `at`, by `val_loss`.
         name: shown in the stage's lines.
 
     Raises:
@@ -43,31 +48,34 @@ class Stage:
         Stage(at=10, unfreeze='block5_conv1:', learning_rate=1e-05, name='fine-tune')
     """
 
-    at: int
+    at: int | Plateau
     unfreeze: Any = None
     freeze: Any = None
     learning_rate: Any = None
     optimizer: str | None = None
+    restore_best: bool = False
     name: str | None = None
 
     def __init__(
         self,
-        at: int,
+        at: int | Plateau,
         unfreeze: Any = None,
         freeze: Any = None,
         *,
         learning_rate: Any = None,
         optimizer: str | None = None,
+        restore_best: bool = False,
         name: str | None = None,
         **unknown: Any,
     ):
         _refuse_unknown(unknown, f"Stage(at={at!r})")
         given = {
-            "at": check_epoch(at),
+            "at": check_at(at),
             "unfreeze": unfreeze,
             "freeze": freeze,
             "learning_rate": _check_rate(learning_rate),
             "optimizer": optimizer,
+            "restore_best": restore_best,
             "name": name,
         }
         for key, value in given.items():
@@ -87,20 +95,30 @@ class Stage:
             check_choice("optimizer", self.optimizer, (None, "carry", "reset"))
         except FreezeError as error:
             raise ScheduleError(f"Stage(at={self.at}): {error}") from None
+        if not isinstance(self.restore_best, bool):
+            raise ScheduleError(
+                f"`restore_best` of Stage(at={self.at}) must be True or False. "
+                f"Received: restore_best={self.restore_best!r}"
+            )
         if self.name is not None and not isinstance(self.name, str):
             raise ScheduleError(
                 f"`name` of Stage(at={self.at}) must be a string. Received: name={self.name!r}"
             )
-        if all(getattr(self, field.name) is None for field in fields(self)[1:]):
+        if not self._given(fields(self)[1:]):
             raise ScheduleError(
                 f"Stage(at={self.at}) changes nothing. Give it `unfreeze`, `freeze`, "
-                "`learning_rate`, `optimizer` or at least a `name`."
+                "`learning_rate`, `optimizer`, `restore_best` or at least a `name`."
             )
 
+    def _given(self, among: Sequence[Field[Any]]) -> dict[str, Any]:
+        """The arguments that aren't their defaults."""
+        given = {field.name: getattr(self, field.name) for field in among}
+        return {key: value for key, value in given.items() if value not in (None, False)}
+
     def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        shown = [f"{key}={value!r}" for key, value in given.items() if value is not None]
-        return f"Stage({', '.join(shown)})"
+        # An epoch of 0 is no default.
+        given = {"at": self.at, **self._given(fields(self)[1:])}
+        return f"Stage({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
     def title(self, number: int) -> str:
         """Returns how messages call the stage: its number, and its name if it has one."""
@@ -109,14 +127,14 @@ class Stage:
 
 def stage_from(at: Any, value: Any) -> Stage:
     """Reads one entry of `{epoch: selector or Stage}`; a mapping holds `Stage`'s arguments."""
-    check_epoch(at)
+    check_at(at)
     if isinstance(value, Mapping):
         _refuse_unknown({k: v for k, v in value.items() if k not in KEYS}, f"stage at epoch {at}")
         value = Stage(**{"at": at, **value})
     if isinstance(value, Stage):
         if value.at != at:
             raise ScheduleError(
-                f"`schedule` has Stage(at={value.at}) under epoch {at}. Use the same epoch in both."
+                f"`schedule` has Stage(at={value.at}) under {at}. Use the same in both."
             )
         return value
     if value is None:
@@ -130,11 +148,13 @@ def stage_from(at: Any, value: Any) -> Stage:
         raise LayerMatchError(f"`schedule`: {error}") from None
 
 
-def check_epoch(at: Any) -> int:
-    """Returns `at` as an int >= 0, or raises `ScheduleError`."""
+def check_at(at: Any) -> int | Plateau:
+    """Returns `at` as an int >= 0 or a `Plateau`, or raises `ScheduleError`."""
+    if isinstance(at, Plateau):
+        return at
     if isinstance(at, bool) or not isinstance(at, numbers.Integral):
         raise ScheduleError(
-            "`at` must be an epoch, a whole number counted from 0 as in Keras. "
+            "`at` must be an epoch, a whole number counted from 0 as in Keras, or a Plateau. "
             f"Received: at={at!r} (of type {type(at).__name__})"
         )
     if at < 0:

@@ -1,0 +1,183 @@
+"""A trigger: a stage begins when the one before it stops getting better."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from keras_freeze.errors import FreezeError, ScheduleError, check_choice, closest
+
+MODES = ("auto", "min", "max")
+RISING = ("acc", "auc", "precision", "recall", "f1", "f_score", "fbeta", "iou", "r2", "top_k")
+
+
+@dataclass(frozen=True, init=False)
+class Plateau:
+    """When a stage begins: after the running one has stopped improving.
+
+    Stands in place of the epoch: `Stage(at=Plateau(patience=2), unfreeze="block5_*")`. Arguments
+    mean what they mean in Keras' `EarlyStopping`, but they count from the beginning of the running
+    stage. The next stage begins with the epoch after the one in which the trigger fired.
+
+    Args:
+        monitor: what is watched, a name as it stands in the logs.
+        patience: the number of epochs without an improvement after which the stage ends; 0 is the
+            first epoch that isn't better.
+        min_delta: what counts as an improvement: more than this, in the monitor's own unit.
+        mode: `"min"`, `"max"` or `"auto"` (by the monitor's name: `"max"` for accuracies, AUC,
+            precision, recall, F-scores, IoU and R2, else `"min"`).
+        min_epochs: the running stage takes at least so many epochs.
+        max_epochs: and at most so many, whether it improves or not; None = no limit.
+
+    Raises:
+        ScheduleError: an argument is unknown or can't be meant.
+
+    Examples:
+        >>> Stage(at=Plateau("val_accuracy", patience=2), unfreeze="block5_*")
+        Stage(at=Plateau(monitor='val_accuracy', patience=2), unfreeze='block5_*')
+    """
+
+    monitor: str = "val_loss"
+    patience: int = 3
+    min_delta: float = 0.0
+    mode: str = "auto"
+    min_epochs: int = 1
+    max_epochs: int | None = None
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 3,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        min_epochs: int = 1,
+        max_epochs: int | None = None,
+        **unknown: Any,
+    ):
+        _refuse_unknown(unknown)
+        if not isinstance(monitor, str) or not monitor:
+            raise ScheduleError(
+                "`monitor` of Plateau must be a name of the logs, such as 'val_loss'. "
+                f"Received: monitor={monitor!r}"
+            )
+        try:
+            check_choice("mode", mode, MODES)
+        except FreezeError as error:
+            raise ScheduleError(f"Plateau: {error}") from None
+        given = {
+            "monitor": monitor,
+            "patience": _whole("patience", patience, 0),
+            "min_delta": _delta(min_delta),
+            "mode": mode,
+            "min_epochs": _whole("min_epochs", min_epochs, 1),
+            "max_epochs": None if max_epochs is None else _whole("max_epochs", max_epochs, 1),
+        }
+        for key, value in given.items():
+            object.__setattr__(self, key, value)
+        if self.max_epochs is not None and self.max_epochs < self.min_epochs:
+            raise ScheduleError(
+                "`max_epochs` of Plateau must be at least `min_epochs`. Received: "
+                f"min_epochs={min_epochs!r}, max_epochs={max_epochs!r}"
+            )
+
+    @property
+    def is_rising(self) -> bool:
+        """True if larger is better."""
+        if self.mode == "auto":
+            name = self.monitor.lower()
+            return any(part in name for part in RISING) and not name.endswith("loss")
+        return self.mode == "max"
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, as Keras serialises them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Plateau:
+        """Returns the trigger with these arguments."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
+        shown = [f"{k}={v!r}" for k, v in given.items() if v != defaults[k] or k == "monitor"]
+        return f"Plateau({', '.join(shown)})"
+
+
+class Watched:
+    """How a running stage does under a trigger.
+
+    Args:
+        plateau: the trigger of the stage that waits.
+    """
+
+    def __init__(self, plateau: Plateau):
+        self.plateau = plateau
+        self.best: float | None = None
+        self.epochs = 0
+        self.wait = 0
+
+    def see(self, value: float | None) -> bool:
+        """Counts an epoch; returns whether it is the best so far.
+
+        Args:
+            value: of the monitor; None where this epoch has none (`validation_freq`).
+        """
+        self.epochs += 1
+        if value is None:
+            return False
+        better = self._is_better(value)
+        self.best, self.wait = (value, 0) if better else (self.best, self.wait + 1)
+        return better
+
+    @property
+    def is_over(self) -> bool:
+        """True if the next stage begins with the next epoch."""
+        limit = self.plateau.max_epochs
+        if limit is not None and self.epochs >= limit:
+            return True
+        waited = self.wait > 0 and self.wait >= self.plateau.patience
+        return waited and self.epochs >= self.plateau.min_epochs
+
+    def _is_better(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        if self.best is None:
+            return True
+        gain = value - self.best if self.plateau.is_rising else self.best - value
+        return gain > self.plateau.min_delta
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ScheduleError(
+            f"`{name}` of Plateau must be a whole number of epochs, {least} or more. "
+            f"Received: {name}={value!r}"
+        )
+    return operator.index(value)
+
+
+def _delta(value: Any) -> float:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ScheduleError(
+            f"`min_delta` of Plateau must be a number, 0 or more. Received: min_delta={value!r}"
+        )
+    return float(value)
+
+
+KEYS = tuple(field.name for field in fields(Plateau))
+
+
+def _refuse_unknown(unknown: Mapping[Any, Any]) -> None:
+    for key, value in unknown.items():
+        raise ScheduleError(
+            f"Plateau has no argument {key!r}.{closest(key, KEYS)} Known: {', '.join(KEYS)}. "
+            f"Received: {key}={value!r}"
+        )
