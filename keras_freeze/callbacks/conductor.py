@@ -17,6 +17,7 @@ from keras_freeze.callbacks.plan import (
     warn_of_unreached,
     warn_of_untrained_head,
 )
+from keras_freeze.callbacks.triggers import Triggers, check_monitors
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport
 from keras_freeze.training import ages, functions, loop, optimizer, rates
@@ -57,6 +58,8 @@ class Conductor:
         self.epoch = 0
         self.changes = 0  # of other callbacks
         self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
+        self.begun: dict[int, int] = {}  # the epochs of stages behind a trigger, by number
+        self.triggers = self._make_triggers()
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
         self.step = functions.GuardedStep(
@@ -82,15 +85,48 @@ class Conductor:
             warn_of_unreached(schedule, epochs)
         return plan
 
+    def _make_triggers(self) -> Triggers | None:
+        schedule = self.plan.schedule
+        if schedule is None:
+            return None
+        known = loop.known_logs(self.model, self.callback_list)
+        check_monitors(schedule, known and known | set(self.logs()))
+        thawed = {key for flags in self.plan.flags for key, trainable in flags.items() if trainable}
+        leaves = self.plan.base_leaves if self.recompile is None else []
+        kept = [leaf for leaf in leaves if id(leaf) not in thawed]
+        fixed = {id(variable) for leaf in kept for variable in own_variables(leaf)}
+        return Triggers(schedule, self.begun, self.model, fixed)
+
     def begin_epoch(self, epoch: int) -> None:
         """Brings the model into the stage that holds in `epoch`."""
         self.epoch = epoch
-        number, before = self.plan.number_at(epoch), self.number
-        if number != before:
+        first = self.number < 0
+        if first and self.gradual is not None:
+            # A fit that goes on where another one ended knows when its stages began.
+            self.begun |= {n: at for n, at in self.gradual.begun.items() if at <= epoch}
+            self.gradual.begun = self.begun
+        number = self.plan.number_at(epoch, self.begun)
+        if number != self.number:
+            restored = self._restore(number)
             self.number = number
-            self._enter(number, first=before < 0)
+            self._enter(number, first=first, restored=restored)
+            if self.triggers is not None:
+                self.triggers.enter(number)
 
-    def _enter(self, number: int, *, first: bool) -> None:
+    def _restore(self, number: int) -> bool:
+        """Back to the best epoch of the stage that ends, if the next one asks for it."""
+        stage = self.plan.stage(number)
+        if self.triggers is None or stage is None or not stage.restore_best:
+            return False
+        return self.triggers.restore()
+
+    def see(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Looks at the logs of an epoch, which are complete: does the stage end?"""
+        if self.triggers is not None:
+            text = self.triggers.see(epoch, logs)
+            self.pending += [text] if text and self.gradual.verbose else []
+
+    def _enter(self, number: int, *, first: bool, restored: bool) -> None:
         stage = self.plan.stage(number)
         mode = self._mode(stage)
         if first and stage is not None:
@@ -105,7 +141,7 @@ class Conductor:
             new_functions = self._set_rates(number, reset=reset, first=first)
             # Another callback may have set the flags of this stage before.
             stale = not functions.is_in_step(self.model)
-            if changed or reset or new_functions or stale:
+            if changed or reset or new_functions or stale or restored:
                 mode_now = "reset" if reset else "carry"
                 functions.take_effect(self.model, mode_now, in_fit=not first)
                 self._note_change()
@@ -238,6 +274,8 @@ class Conductor:
         """The fit is over."""
         self.show()
         self.keep_rates()
+        if self.triggers is not None:
+            self.triggers.end()
         if self.caching is not None:
             self.caching.cache.close()
 

@@ -35,6 +35,14 @@ class GradualUnfreeze(Participant):
             stages; `"train"` lets it follow its layer.
         verbose: 0 = silent, 1 = prints what each stage changes.
 
+    Attributes:
+        begun: `{number: epoch}` of the stages behind a `Plateau` that have begun. A `fit` with
+            `initial_epoch` goes on with those that began before it; in another process, put there
+            what the first one recorded.
+
+    A stage behind a `Plateau` begins with the epoch after its trigger fired. `EarlyStopping` and
+    whatever else sets `stop_training` ends the run, even where a stage would have begun.
+
     Raises:
         ScheduleError: the schedule can't be meant; in `fit`, before the first step, if a stage
             leaves nothing trainable.
@@ -72,3 +80,4 @@ class GradualUnfreeze(Participant):
         self.optimizer = optimizer
         self.batch_norm = batch_norm
         self.verbose = verbose
+        self.begun: dict[int, int] = {}

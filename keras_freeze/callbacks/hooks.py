@@ -94,6 +94,7 @@ class Last(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the end of epoch {epoch + 1}")
+        self.conductor.see(epoch, logs or {})
         self.conductor.end_data()
         self.conductor.keep_rates()  # now: a `fit` that raises never comes to its end
         self.conductor.show()  # the bar is done

@@ -52,8 +52,8 @@ class Plan:
         """The stage of that number; None before the first."""
         return self.schedule[number] if self.schedule is not None and number else None
 
-    def number_at(self, epoch: int) -> int:
-        return 0 if self.schedule is None else self.schedule.number_at(epoch)
+    def number_at(self, epoch: int, begun: dict[int, int] | None = None) -> int:
+        return 0 if self.schedule is None else self.schedule.number_at(epoch, begun)
 
 
 def make_plan(

@@ -62,6 +62,28 @@ def evaluation_iterator(model: Any) -> Any:
     return getattr(model, "_eval_epoch_iterator", None)
 
 
+def known_logs(model: Any, callback_list: Any) -> set[str] | None:
+    """Returns the names that the logs of the epochs of this `fit` will have.
+
+    None if that can't be said: steps and callbacks of the user's may log what they like.
+    """
+    own = [getattr(type(model), name) for name in ("train_step", "test_step", "compute_metrics")]
+    own += [type(callback) for callback in all_callbacks(callback_list)]
+    ours = ("keras", __package__.split(".")[0])
+    if any(each.__module__.split(".")[0] not in ours for each in own):
+        return None
+    if model._compile_metrics is not None and not model._compile_metrics.built:
+        batch = batch_specification()
+        if batch is None:
+            return None
+        model._symbolic_build(data_batch=batch)  # on TensorFlow the first step would do it
+    names = set(model.get_metrics_result())
+    *_, fit = _locals_below_fit()
+    if fit.get("validation_data") is not None or fit.get("validation_split"):
+        names |= {f"val_{name}" for name in names}
+    return names
+
+
 def _locals_below_fit() -> Iterator[dict[str, Any]]:
     """The local variables of the functions that run, from the innermost one to `fit`."""
     frame = inspect.currentframe()

@@ -1,0 +1,77 @@
+"""Weights and optimizer slots at one moment of a `fit`, to go back to.
+
+Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
+`_iterations`, `_learning_rate`, `_trainable_variables`, `_var_key`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.training import ages
+from keras_freeze.training.functions import sync
+from keras_freeze.training.optimizer import leaves
+
+Model = Any
+Variable = Any
+
+
+class Snapshot:
+    """Copies, on the host, of all that training has moved.
+
+    Random seeds are left alone: who goes back doesn't want the same random draws again.
+
+    Args:
+        model: a compiled model, between two steps.
+        fixed: ids of variables that can't change, and needn't be copied.
+    """
+
+    def __init__(self, model: Model, fixed: set[int]):
+        sync(model)
+        self.model = model
+        self.weights = [(v, _copy(v)) for v in _weights(model) if id(v) not in fixed]
+        self.slots = {id(v): (v, _copy(v)) for v in _slots(model)}
+        self.updates = [ages.updates(member) for member in leaves(model.optimizer)]
+
+    def restore(self) -> None:
+        """Goes back. `iterations` goes on counting; the age of each variable is what it was."""
+        sync(self.model)
+        for variable, value in self.weights:
+            variable.assign(value)
+        for variable in _slots(self.model):
+            if id(variable) in self.slots:
+                variable.assign(self.slots[id(variable)][1])
+        members = leaves(self.model.optimizer)
+        for member, before in zip(members, self.updates, strict=True):
+            _grow_younger(member, ages.updates(member) - before)
+
+
+def _grow_younger(optimizer: Any, steps: int) -> None:
+    """The updates since don't count: slots of step s are corrected as at step s."""
+    births = ages.births_of(optimizer)
+    keys = [optimizer._var_key(variable) for variable in optimizer._trainable_variables]
+    ages.set_births(optimizer, {key: births.get(key, 0) + steps for key in keys})
+
+
+def _weights(model: Model) -> list[Variable]:
+    return [v for v in model.variables if not _is_seed(v)]
+
+
+def _is_seed(variable: Variable) -> bool:
+    return bool(variable.path.endswith("seed_generator_state"))
+
+
+def _slots(model: Model) -> list[Variable]:
+    """All that the optimizers keep for variables, but neither counts nor rates."""
+    kept = []
+    for member in leaves(model.optimizer):
+        others = {id(member._iterations), id(member._learning_rate)}
+        kept += [v for v in member.variables if id(v) not in others]
+    return kept
+
+
+def _copy(variable: Variable) -> np.ndarray[Any, Any]:
+    return np.array(keras.ops.convert_to_numpy(variable))
