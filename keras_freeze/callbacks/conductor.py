@@ -17,6 +17,7 @@ from keras_freeze.callbacks.plan import (
     warn_of_unreached,
     warn_of_untrained_head,
 )
+from keras_freeze.callbacks.rating import Rating
 from keras_freeze.callbacks.triggers import Triggers, check_monitors
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport
@@ -53,8 +54,8 @@ class Conductor:
         self.stages = bool(self.freezing or self.gradual or self.recompile)
         self.plan = self._make_plan()
         check_built(model, self.plan.ruled)
-        self.rated: Any = None  # the optimizer of which `_original_rates` were read
         self.number = -1  # no stage yet
+        self.rating = Rating(model, self.plan, self._mode)
         self.epoch = 0
         self.changes = 0  # of other callbacks
         self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
@@ -107,9 +108,8 @@ class Conductor:
             self.gradual.begun = self.begun
         number = self.plan.number_at(epoch, self.begun)
         if number != self.number:
-            restored = self._restore(number)
-            self.number = number
-            self._enter(number, first=first, restored=restored)
+            before, self.number = self.number, number
+            self._enter(number, before, restored=self._restore(number))
             if self.triggers is not None:
                 self.triggers.enter(number)
 
@@ -126,8 +126,8 @@ class Conductor:
             text = self.triggers.see(epoch, logs)
             self.pending += [text] if text and self.gradual.verbose else []
 
-    def _enter(self, number: int, *, first: bool, restored: bool) -> None:
-        stage = self.plan.stage(number)
+    def _enter(self, number: int, before_it: int, *, restored: bool) -> None:
+        stage, first = self.plan.stage(number), before_it < 0
         mode = self._mode(stage)
         if first and stage is not None:
             self._warn_of_untrained_head()
@@ -138,14 +138,17 @@ class Conductor:
         with self._all_or_nothing():
             changed = apply_flags(self.plan.tree, self.plan.flags[number])
             reset = mode == "reset" and (changed or not first)
-            new_functions = self._set_rates(number, reset=reset, first=first)
+            new_functions = self.rating.set_rates(number, before_it)
             # Another callback may have set the flags of this stage before.
             stale = not functions.is_in_step(self.model)
-            if changed or reset or new_functions or stale or restored:
+            made = changed or reset or new_functions or stale or restored
+            if made:
                 mode_now = "reset" if reset else "carry"
                 functions.take_effect(self.model, mode_now, in_fit=not first)
+            new_paces = self._set_paces(number, before_it)
+            if made:
                 self._note_change()
-            elif first:
+            elif first or new_paces:
                 self._refresh(made=False)
         if self._is_shown(stage):
             title = stage.title(number) if stage else "Stage 0 (frozen base)"
@@ -159,27 +162,12 @@ class Conductor:
         if stage is not None and stage.unfreeze is not None and self.epoch == 0 and untrained:
             warn_of_untrained_head(stage)
 
-    def _set_rates(self, number: int, *, reset: bool, first: bool) -> bool:
-        """A stage's own rate; else the original one after a reset or at the start of a run."""
-        rate = None
-        for earlier in range(1 if first else number, number + 1):
-            stage = self.plan.stage(earlier)
-            if stage and (stage.learning_rate or self._mode(stage) == "reset"):
-                rate = stage.learning_rate
-        if rate is None and not (reset or first):
-            return False
-        original = self._original_rates()
-        wanted = original if rate is None else [rate] * len(original)
-        if rates.rates_of(self.model.optimizer) == wanted:
-            return False
-        return rates.set_rates(self.model.optimizer, wanted)
-
-    def _original_rates(self) -> list[Any]:
-        """The rates that were compiled, or set since; read after every `on_train_begin`."""
-        if self.rated is not self.model.optimizer:
-            self.rated = self.model.optimizer
-            self.original = rates.original_rates(self.rated)
-        return self.original
+    def _set_paces(self, number: int, before: int) -> bool:
+        """Sets the share of the rate that each variable gets; True if any changed."""
+        begins = self.plan.number_at(self.epoch - 1, self.begun) < number
+        paces = self.rating.paces(number, before, self.step.paces, begins=begins)
+        changed, self.step.paces = paces != self.step.paces, paces
+        return changed
 
     def _mode(self, stage: Any) -> str:
         return (stage and stage.optimizer) or (self.gradual.optimizer if self.gradual else "carry")
@@ -245,6 +233,7 @@ class Conductor:
 
     def begin_data(self) -> None:
         """Before the data of an epoch begin to flow, after all that other callbacks did."""
+        self.rating.tell_of_others(self.number)
         if self.caching is not None:
             self.pending += filter(None, [self.caching.begin_data(self.step)])
 
@@ -281,7 +270,7 @@ class Conductor:
 
     def keep_rates(self) -> None:
         """Whatever other callbacks make of the rates, the next `fit` begins at the original."""
-        rates.keep_original(self.model.optimizer, self._original_rates())
+        self.rating.keep_original()
 
     def _is_shown(self, stage: Any) -> bool:
         by_freezing = stage is None and any(callback.verbose for callback in self.freezing)

@@ -48,6 +48,11 @@ class Plan:
         unreached = [n for n, at in stages if epochs and isinstance(at, int) and at >= epochs]
         return [self.flags[n] for n, _ in stages if n > number and n not in unreached]
 
+    def thawed(self, number: int, before: int) -> list[Layer]:
+        """The layers that are trainable in a stage and weren't in another one."""
+        now, then = self.flags[number], self.flags[before]
+        return [leaf for leaf in self.tree.leaves if now.get(id(leaf)) and not then[id(leaf)]]
+
     def stage(self, number: int) -> Stage | None:
         """The stage of that number; None before the first."""
         return self.schedule[number] if self.schedule is not None and number else None

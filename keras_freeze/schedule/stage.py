@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any
@@ -29,9 +30,16 @@ class Stage:
             first stage that thaws it, and trainable before the first that freezes it.
         freeze: a selector of the layers that are frozen. A layer in both ends up frozen nowhere:
             that is an error.
-        learning_rate: a float or a `keras.optimizers.schedules.LearningRateSchedule`; `None`
-            leaves the rate alone. A schedule is called with `optimizer.iterations`, which goes on
+        learning_rate: a float, a `keras.optimizers.schedules.LearningRateSchedule`, or
+            `{"factor": 0.1}`: that many times the rate before; `None` leaves the rate alone. A
+            schedule is called with `optimizer.iterations`, which goes on
             counting over the stages with `optimizer="carry"` and begins at 0 with `"reset"`.
+        layer_decay: above 0, at most 1: each block of the base, counted from the head, learns at
+            this many times the rate of the one before it (0.38, that is 1/2.6: ULMFiT; 0.8 for
+            deep ones); what lies outside the base learns at the full rate. It holds until a stage
+            sets another one, or resets the optimizer. `None` leaves it alone.
+        warmup_steps: the layers that this stage thaws begin slowly: update i of so many gets i /
+            `warmup_steps` of the rate. The others are not slowed down.
         optimizer: `"carry"` or `"reset"` for this stage alone; `None` = as the schedule's user
             (`GradualUnfreeze`) says.
         restore_best: goes back, when the stage begins, to the best epoch of the stage that ends:
@@ -52,6 +60,8 @@ class Stage:
     unfreeze: Any = None
     freeze: Any = None
     learning_rate: Any = None
+    layer_decay: float | None = None
+    warmup_steps: int = 0
     optimizer: str | None = None
     restore_best: bool = False
     name: str | None = None
@@ -63,6 +73,8 @@ class Stage:
         freeze: Any = None,
         *,
         learning_rate: Any = None,
+        layer_decay: float | None = None,
+        warmup_steps: int = 0,
         optimizer: str | None = None,
         restore_best: bool = False,
         name: str | None = None,
@@ -74,6 +86,8 @@ class Stage:
             "unfreeze": unfreeze,
             "freeze": freeze,
             "learning_rate": _check_rate(learning_rate),
+            "layer_decay": _check_decay(layer_decay),
+            "warmup_steps": _check_steps(warmup_steps),
             "optimizer": optimizer,
             "restore_best": restore_best,
             "name": name,
@@ -107,13 +121,22 @@ class Stage:
         if not self._given(fields(self)[1:]):
             raise ScheduleError(
                 f"Stage(at={self.at}) changes nothing. Give it `unfreeze`, `freeze`, "
-                "`learning_rate`, `optimizer`, `restore_best` or at least a `name`."
+                "`learning_rate`, `layer_decay`, `optimizer`, `restore_best` or at least a `name`."
+            )
+        if self.warmup_steps and self.unfreeze is None:
+            raise ScheduleError(
+                f"`warmup_steps` of Stage(at={self.at}) is for the layers that the stage thaws. "
+                f"Give it `unfreeze`. Received: warmup_steps={self.warmup_steps!r}"
             )
 
     def _given(self, among: Sequence[Field[Any]]) -> dict[str, Any]:
         """The arguments that aren't their defaults."""
-        given = {field.name: getattr(self, field.name) for field in among}
-        return {key: value for key, value in given.items() if value not in (None, False)}
+        given = [(field, getattr(self, field.name)) for field in among]
+        return {
+            field.name: value
+            for field, value in given
+            if type(value) is not type(field.default) or value != field.default
+        }
 
     def __repr__(self) -> str:
         # An epoch of 0 is no default.
@@ -165,12 +188,44 @@ def check_at(at: Any) -> int | Plateau:
 def _check_rate(rate: Any) -> Any:
     if rate is None or isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return rate
-    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    if number and math.isfinite(rate) and rate > 0:
-        return float(rate)
+    factor = rate["factor"] if isinstance(rate, Mapping) and [*rate] == ["factor"] else None
+    number = _positive(rate if factor is None else factor)
+    if number is not None:
+        return number if factor is None else {"factor": number}
     raise ScheduleError(
-        "`learning_rate` must be a float above 0 or a LearningRateSchedule. "
-        f"Received: learning_rate={rate!r}"
+        "`learning_rate` must be a float above 0, a LearningRateSchedule, or {'factor': 0.1} for a "
+        f"part of the rate before. Received: learning_rate={rate!r}"
+    )
+
+
+def _check_decay(decay: Any) -> float | None:
+    number = _positive(decay)
+    if decay is None or (number is not None and number <= 1):
+        return number
+    raise ScheduleError(
+        "`layer_decay` must be a float above 0, at most 1, by which the rate shrinks from block to "
+        f"block. Received: layer_decay={decay!r}"
+    )
+
+
+def _positive(value: Any) -> float | None:
+    """The value as a float, if it is a number above 0 that a float can hold."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def _check_steps(steps: Any) -> int:
+    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
+    if whole and 0 <= steps <= sys.maxsize:
+        return operator.index(steps)
+    raise ScheduleError(
+        "`warmup_steps` must be a whole number of steps, 0 or more. "
+        f"Received: warmup_steps={steps!r}"
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_freeze.training.paces import FULL, Pace, Paces, decay, share
 from keras_freeze.training.patch import Patch, attribute
 
 Optimizer = Any
@@ -55,38 +56,49 @@ def set_births(optimizer: Optimizer, births: dict[Any, int]) -> None:
         _BIRTHS.pop(optimizer, None)
 
 
-def own_ages(optimizer: Optimizer, births: dict[Any, int]) -> list[Patch]:
-    """Returns what makes an optimizer update its variables by their own ages."""
-    stand_ins: dict[str, Callable[..., Any]] = {
-        "_backend_update_step": _update,
-        "_clip_gradients": _clip,
-        "_update_model_variables_moving_average": _average,
-    }
-    return [
-        (optimizer, name, functools.partial(stand_in, optimizer, getattr(optimizer, name), births))
-        for name, stand_in in stand_ins.items()
-    ]
+def own_ages(optimizer: Optimizer, births: dict[Any, int], paces: Paces) -> list[Patch]:
+    """Returns what makes an optimizer update its variables by their own ages and paces."""
+
+    def patch(name: str, stand_in: Callable[..., Any], *given: Any) -> Patch:
+        return (
+            optimizer,
+            name,
+            functools.partial(stand_in, optimizer, getattr(optimizer, name), *given),
+        )
+
+    patches = [patch("_backend_update_step", _update, births, paces)]
+    if births:
+        patches += [
+            patch("_clip_gradients", _clip, births),
+            patch("_update_model_variables_moving_average", _average, births),
+        ]
+    if paces:
+        patches.append(patch("_apply_weight_decay", decay, paces))
+    return patches
 
 
 def _update(
     optimizer: Optimizer,
     update: Callable[..., None],
     births: dict[Any, int],
+    paces: Paces,
     grads: list[Tensor],
     variables: list[Variable],
     learning_rate: Tensor,
 ) -> None:
-    """`update`, once for each group of variables of equal age."""
+    """`update`, once for each group of variables of equal age and pace."""
     groups = _groups(optimizer, births, list(variables))
     products = _Products(optimizer) if isinstance(optimizer, keras.optimizers.Nadam) else None
-    for birth, indices in groups.items():
-        own_grads = [grads[i] for i in indices]
-        with _shifted(optimizer, birth):
-            if products is not None:
-                products.before_update()
-            update(own_grads, [variables[i] for i in indices], learning_rate)
-            if products is not None:
-                products.after_update()
+    for birth, together in groups.items():
+        for pace, indices in _by_pace(optimizer, paces, variables, together).items():
+            rate = share(optimizer, pace, learning_rate)
+            own_grads = [grads[i] for i in indices]
+            with _shifted(optimizer, birth):
+                if products is not None:
+                    products.before_update()
+                update(own_grads, [variables[i] for i in indices], rate)
+                if products is not None:
+                    products.after_update()
     if products is not None:
         products.keep_eldest()
 
@@ -116,6 +128,16 @@ def _groups(
     for index, variable in enumerate(variables):
         groups.setdefault(births.get(optimizer._var_key(variable), 0), []).append(index)
     return dict(sorted(groups.items()))
+
+
+def _by_pace(
+    optimizer: Optimizer, paces: Paces, variables: list[Variable], indices: list[int]
+) -> dict[Pace, list[int]]:
+    groups: dict[Pace, list[int]] = {}
+    for index in indices:
+        pace = paces.get(optimizer._var_key(variables[index]), FULL)
+        groups.setdefault(pace, []).append(index)
+    return groups
 
 
 @contextmanager

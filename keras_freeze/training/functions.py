@@ -18,6 +18,7 @@ import keras
 from keras_freeze.graph.tree import Layer, LayerTree
 from keras_freeze.training import ages, optimizer
 from keras_freeze.training.inference import frozen_calls
+from keras_freeze.training.paces import FULL, Pace
 from keras_freeze.training.patch import attribute, attributes
 
 Model = Any
@@ -182,10 +183,10 @@ class Server(Protocol):
 class GuardedStep:
     """A train function for as long as our `fit` runs.
 
-    It keeps frozen layers in inference mode and variables at their own ages, both only while a step
-    runs, and lets a server run it. What is traced so must not outlive the fit: it is held here, and
-    stands in `model.train_function` for one call at a time (`arm`). Between steps there is None, as
-    after `compile`, so a `fit` that raises leaves nothing behind.
+    It keeps frozen layers in inference mode and variables at their own ages and paces, all only
+    while a step runs, and lets a server run it. What is traced so must not outlive the fit: it is
+    held here, and stands in `model.train_function` for one call at a time (`arm`). Between steps
+    there is None, as after `compile`, so a `fit` that raises leaves nothing behind.
 
     Args:
         model: the model that is fitted.
@@ -205,11 +206,12 @@ class GuardedStep:
         self.model = model
         self.tree = tree
         self.base = base
+        self.paces: dict[int, Pace] = {}  # by the id of the variable
         self.server: Server | None = None
         self.train: Callable[..., Any] | None = None
 
     def refresh(self, *, made: bool, server: Server | None = None) -> None:
-        """Reads the flags and births as they are now.
+        """Reads the flags, births and paces as they are now.
 
         Args:
             made: the model's train function was made under these flags and never called.
@@ -217,8 +219,12 @@ class GuardedStep:
         """
         self.patches = frozen_calls(self.tree, self.base)
         for member in optimizer.leaves(self.model.optimizer):
-            if births := ages.births_of(member):
-                self.patches += ages.own_ages(member, births)
+            births = ages.births_of(member)
+            held = member._trainable_variables if member.built else []
+            paced = [(member._var_key(v), self.paces.get(id(v), FULL)) for v in held]
+            paces = {key: pace for key, pace in paced if pace != FULL}
+            if births or paces:
+                self.patches += ages.own_ages(member, births, paces)
         self.compiled = self.model._loss_tracker
         self.server = server
         self.train = None

@@ -53,6 +53,15 @@ def is_built_on(optimizer: Optimizer, variables: list[Variable]) -> bool:
     return len(held) == len(variables) and all(a is b for a, b in zip(held, variables, strict=True))
 
 
+def updates_of(optimizer: Optimizer) -> dict[int, int]:
+    """Returns how many updates the optimizer of each variable has made, by the variable's id."""
+    counts: dict[int, int] = {}
+    for member in leaves(optimizer):
+        done = ages.updates(member) // (member.gradient_accumulation_steps or 1)
+        counts |= {id(variable): done for variable in member._trainable_variables}
+    return counts
+
+
 def rebuild(
     optimizer: Optimizer, variables: list[Variable], mode: str, *, in_fit: bool = True
 ) -> Callable[[], None]:

@@ -7,10 +7,12 @@ Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
+from keras_freeze.errors import ScheduleError
 from keras_freeze.training.optimizer import hold, leaves
 
 Optimizer = Any
@@ -31,6 +33,29 @@ def original_rates(optimizer: Optimizer) -> list[Rate]:
     now = rates_of(optimizer)
     original, set_last = _CHANGED.get(optimizer, (now, now))
     return original if now == set_last else now
+
+
+def changed(now: list[Rate], wanted: Any, stage: str) -> list[Rate]:
+    """Returns the rates after a stage.
+
+    Args:
+        now: before it.
+        wanted: a rate, `{"factor": 0.1}`, or None.
+        stage: for the message.
+
+    Raises:
+        ScheduleError: a factor of a rate that is no number.
+    """
+    if wanted is None:
+        return now
+    if not isinstance(wanted, Mapping):
+        return [wanted] * len(now)
+    if not all(isinstance(rate, float) for rate in now):
+        raise ScheduleError(
+            f"{stage} asks for {wanted['factor']} times the learning rate before, but that is no "
+            f"number: {now}. Give the stage a rate of its own."
+        )
+    return [rate * wanted["factor"] for rate in now]
 
 
 def set_rates(optimizer: Optimizer, rates: list[Rate]) -> bool:

@@ -39,6 +39,8 @@ class Run:
         rate: the learning rate that is compiled.
         halving: it is halved every so many steps, by a LearningRateSchedule; 0 for never.
         rates: `{epoch: learning rate}` of stages.
+        decays: `{epoch: layer_decay}` of stages.
+        warmups: `{epoch: warmup_steps}` of stages that thaw something.
         steps: in an epoch.
         cut: the epoch at which a second `fit` begins; 0 for none.
         seed: of weights and data.
@@ -54,6 +56,8 @@ class Run:
     rate: float = 2.0**-6
     halving: int = 0
     rates: dict[int, float] = field(default_factory=dict)
+    decays: dict[int, float] = field(default_factory=dict)
+    warmups: dict[int, int] = field(default_factory=dict)
     steps: int = 3
     cut: int = 0
     seed: int = 0
@@ -81,9 +85,17 @@ class Run:
         before, found = self.trainable[0] & {"head"}, []
         for epoch, now in enumerate(self.trainable):
             thawed, frozen = sorted(now - before), sorted(before - now)
-            rate = self.rates.get(epoch)
-            if thawed or frozen or rate:
-                stage = Stage(epoch, thawed or None, frozen or None, learning_rate=rate)
+            rate, decay = self.rates.get(epoch), self.decays.get(epoch)
+            warmup = self.warmups.get(epoch, 0) if thawed else 0
+            if thawed or frozen or rate or decay:
+                stage = Stage(
+                    epoch,
+                    thawed or None,
+                    frozen or None,
+                    learning_rate=rate,
+                    layer_decay=decay,
+                    warmup_steps=warmup,
+                )
                 found.append(stage)
             before = now
         return found or [Stage(0, name="all as it is")]
@@ -126,11 +138,25 @@ def in_numpy(run: Run) -> Values:
         if epoch and epoch == run.cut:
             values = trainer.finalize(values)  # at the end of a fit
         trainer.lr = run.rates.get(epoch, trainer.lr)
+        _set_paces(run, trainer, epoch)
         values = _set_trainable(trainer, trainable, values)
         for first in range(0, len(x), BATCH):
             rows = slice(first, first + BATCH)
             values = trainer.step(network.gradients(x[rows], y[rows], values)[1], values)
     return trainer.finalize(values)
+
+
+def _set_paces(run: Run, trainer: Trainer, epoch: int) -> None:
+    """The base's last layer is one block away from the head."""
+    if epoch == run.cut:
+        trainer.ramps = {}  # a fit that goes on has none
+    before = run.trainable[epoch - 1] if epoch else run.trainable[0] & {"head"}
+    for place, name in enumerate(run.names):
+        for variable in (f"{name}/kernel", f"{name}/bias"):
+            if epoch in run.decays:
+                trainer.scales[variable] = run.decays[epoch] ** (len(run.widths) - place)
+            if epoch in run.warmups and name in run.trainable[epoch] - before:
+                trainer.ramps[variable] = (trainer.updates, run.warmups[epoch])
 
 
 def _set_trainable(trainer: Trainer, trainable: set[str], values: Values) -> Values:

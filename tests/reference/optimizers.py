@@ -394,6 +394,8 @@ class Trainer:
         ema_momentum: The share of the old average that stays at each step.
         gradient_accumulation_steps: Steps to an update; windows are aligned with `iterations`.
         iterations: Steps since the run began.
+        scales: Which share of the rate a variable gets, if not all of it.
+        ramps: The number of updates at which a variable begins to warm up, and how many it takes.
         states: The state of each trainable variable.
     """
 
@@ -408,7 +410,14 @@ class Trainer:
     ema_momentum: float = 0.99
     gradient_accumulation_steps: int | None = None
     iterations: int = field(default=0, init=False)
+    scales: dict[str, float] = field(default_factory=dict, init=False)
+    ramps: dict[str, tuple[int, int]] = field(default_factory=dict, init=False)
     states: dict[str, State] = field(default_factory=dict, init=False)
+
+    @property
+    def updates(self) -> int:
+        """The updates since the run began."""
+        return self.iterations // (self.gradient_accumulation_steps or 1)
 
     def thaw(self, name: str, value: Array) -> None:
         """Makes a variable trainable; one that is trainable keeps its state."""
@@ -475,6 +484,10 @@ class Trainer:
 
     def _update_one(self, name: str, grad: Array, value: Array, lr: float) -> Array:
         state = self.states[name]
+        lr *= self.scales.get(name, 1.0)
+        if name in self.ramps:
+            start, steps = self.ramps[name]
+            lr *= min(1.0, (self.updates - start + 1) / steps)
         if self.weight_decay is not None:
             value = shrink(value, lr, self.weight_decay)
         return self.rule.update(value, grad, state.slots, state.age, lr)

@@ -1,0 +1,85 @@
+"""Which share of the learning rate each variable gets in a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from keras_freeze.callbacks.plan import Plan
+from keras_freeze.graph.base import Base
+from keras_freeze.graph.blocks import block_starts
+from keras_freeze.graph.tree import Layer, own_variables
+from keras_freeze.schedule.stage import Stage
+from keras_freeze.training.paces import FULL, Pace
+from keras_freeze.training.trainable import is_batch_norm
+
+Paces = dict[int, Pace]  # by the id of the variable
+
+
+def paces_of(plan: Plan, number: int, resets: Callable[[Stage], bool]) -> Paces:
+    """Returns the paces that a stage asks for, warm-up aside; full speed is left out.
+
+    Args:
+        plan: of the fit.
+        number: of the stage.
+        resets: whether a stage begins with the optimizer as new.
+    """
+    decay = None
+    for earlier in range(1, number + 1):
+        stage = plan.stage(earlier)
+        if stage is not None and (stage.layer_decay is not None or resets(stage)):
+            decay = stage.layer_decay
+    if decay is None:
+        return {}
+    depths = {key: depth for base in plan.bases for key, depth in depths_in(base).items()}
+    return {key: Pace(decay**depth) for key, depth in depths.items() if decay**depth < 1}
+
+
+def depths_in(base: Base) -> dict[int, int]:
+    """Returns how many blocks each variable of a base is away from the head, by id.
+
+    A block reaches from one articulation point of the graph to the next, so that no residual block
+    is split; what has nothing but a BatchNormalization goes with the block before it.
+    """
+    tree = base.scope.tree
+    inside = {id(leaf) for leaf in base.leaves}
+    starts = set(block_starts(tree.root))
+    blocks: list[list[Layer]] = []
+    for position, leaf in enumerate(tree.leaves):
+        if position in starts or not blocks:
+            blocks.append([])
+        if id(leaf) in inside and own_variables(leaf):
+            blocks[-1].append(leaf)
+    kept: list[list[Layer]] = []
+    for block in filter(None, blocks):
+        if kept and all(map(is_batch_norm, block)):
+            kept[-1] += block
+        else:
+            kept.append(block)
+    numbered = enumerate(reversed(kept), start=1)
+    return {
+        id(v): depth for depth, block in numbered for leaf in block for v in own_variables(leaf)
+    }
+
+
+def still_rising(paces: Paces, before: Paces) -> Paces:
+    """Returns the paces of a stage: what was still growing goes on."""
+    rising = {key: pace for key, pace in before.items() if pace.steps}
+    return paces | {
+        key: replace(pace, scale=paces.get(key, FULL).scale) for key, pace in rising.items()
+    }
+
+
+def warmed_up(paces: Paces, thawed: list[Layer], steps: int, updates: Mapping[int, int]) -> Paces:
+    """Returns the paces with those of thawed layers growing from small to their own.
+
+    Args:
+        paces: of the stage.
+        thawed: the layers that it has just thawed.
+        steps: after which they are at their own.
+        updates: how many updates the optimizer of each variable has made, by its id.
+    """
+    slow = {id(v): paces.get(id(v), FULL) for leaf in thawed for v in own_variables(leaf)}
+    return paces | {
+        key: Pace(pace.scale, updates[key], steps) for key, pace in slow.items() if key in updates
+    }

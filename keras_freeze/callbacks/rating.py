@@ -1,0 +1,112 @@
+"""The learning rate of each stage, and the share of it that each variable gets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from keras_freeze.callbacks.paces import Paces, paces_of, still_rising, warmed_up
+from keras_freeze.callbacks.plan import Plan
+from keras_freeze.training import optimizer, rates
+
+
+class Rating:
+    """The rates of one fit.
+
+    Args:
+        model: the model that is fitted.
+        plan: of the fit.
+        mode: how a stage treats the optimizer, "carry" or "reset".
+
+    Raises:
+        ScheduleError: a stage asks for a part of a rate that is no number.
+    """
+
+    def __init__(self, model: Any, plan: Plan, mode: Callable[[Any], str]):
+        self.model = model
+        self.plan = plan
+        self.mode = mode
+        self.rated: Any = None  # the optimizer of which `_original` was read
+        self.set_now: Any = None  # by the stage that begins, until others have acted
+        self.has_told = False
+        compiled = rates.original_rates(model.optimizer)
+        self._after(range(1, len(plan.schedule or ()) + 1), compiled, compiled)
+
+    def set_rates(self, number: int, before: int) -> bool:
+        """Sets the rate of a stage.
+
+        Args:
+            number: of the stage.
+            before: of the one that ends, -1 at the beginning of a fit. What stages between them
+                make of the rate counts too.
+
+        Returns:
+            True if the step functions must be made anew.
+        """
+        original = self.original()
+        now = original if before < 0 else rates.rates_of(self.model.optimizer)
+        wanted = self._after(range(max(before, 0) + 1, number + 1), now, original)
+        made = rates.rates_of(self.model.optimizer) != wanted
+        made = made and rates.set_rates(self.model.optimizer, wanted)
+        stage = self.plan.stage(number)
+        if stage is not None and stage.learning_rate is not None:
+            self.set_now = rates.rates_of(self.model.optimizer)
+        return made
+
+    def _after(self, numbers: range, now: list[Any], original: list[Any]) -> list[Any]:
+        for number in numbers:
+            stage = self.plan.stage(number)
+            if stage is not None:
+                now = original if self.mode(stage) == "reset" else now
+                now = rates.changed(now, stage.learning_rate, f"{stage.title(number)}: {stage!r}")
+        return now
+
+    def original(self) -> list[Any]:
+        """The rates that were compiled, or set since; read after every `on_train_begin`."""
+        if self.rated is not self.model.optimizer:
+            self.rated = self.model.optimizer
+            self._original = rates.original_rates(self.rated)
+        return self._original
+
+    def keep_original(self) -> None:
+        """Whatever other callbacks make of the rates, the next `fit` begins at the original."""
+        rates.keep_original(self.model.optimizer, self.original())
+
+    def tell_of_others(self, number: int) -> None:
+        """Warns, once, if another callback has set the rate in the epoch in which a stage did."""
+        ours, self.set_now = self.set_now, None
+        now = rates.rates_of(self.model.optimizer)
+        if ours is not None and ours != now and not self.has_told:
+            self.has_told = True
+            warnings.warn(
+                f"Another callback has set the learning rate to {_shown(now)} in the epoch in "
+                f"which Stage {number} set it to {_shown(ours)}: the other one's holds. Take one "
+                "of them away.",
+                stacklevel=2,
+            )
+
+    def paces(self, number: int, before: int, now: Paces, *, begins: bool) -> Paces:
+        """Returns the shares of a stage.
+
+        Args:
+            number: of the stage.
+            before: of the one that ends, -1 at the beginning of a fit.
+            now: the shares so far.
+            begins: False where a fit goes on in the middle of the stage.
+        """
+        if self.plan.schedule is None:
+            return {}
+        paces = paces_of(self.plan, number, lambda stage: self.mode(stage) == "reset")
+        stage = self.plan.stage(number)
+        if before >= 0 and self.mode(stage) == "carry":
+            paces = still_rising(paces, now)
+        if stage is not None and stage.warmup_steps and begins:
+            thawed = self.plan.thawed(number, before if before >= 0 else number - 1)
+            updates = optimizer.updates_of(self.model.optimizer)
+            paces = warmed_up(paces, thawed, stage.warmup_steps, updates)
+        return paces
+
+
+def _shown(rates_now: list[Any]) -> str:
+    return ", ".join(f"{rate:.4g}" if isinstance(rate, float) else repr(rate) for rate in rates_now)
