@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from keras_freeze.callbacks.plan import Plan
 from keras_freeze.graph.base import Base
-from keras_freeze.graph.blocks import block_starts
+from keras_freeze.graph.blocks import weighted_blocks
 from keras_freeze.graph.tree import Layer, own_variables
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training.paces import FULL, Pace
-from keras_freeze.training.trainable import is_batch_norm
 
 Paces = dict[int, Pace]  # by the id of the variable
 
@@ -38,25 +37,10 @@ def paces_of(plan: Plan, number: int, resets: Callable[[Stage], bool]) -> Paces:
 def depths_in(base: Base) -> dict[int, int]:
     """Returns how many blocks each variable of a base is away from the head, by id.
 
-    A block reaches from one articulation point of the graph to the next, so that no residual block
-    is split; what has nothing but a BatchNormalization goes with the block before it.
+    Blocks are those between the articulation points of the graph: none is a part of a residual one.
     """
-    tree = base.scope.tree
-    inside = {id(leaf) for leaf in base.leaves}
-    starts = set(block_starts(tree.root))
-    blocks: list[list[Layer]] = []
-    for position, leaf in enumerate(tree.leaves):
-        if position in starts or not blocks:
-            blocks.append([])
-        if id(leaf) in inside and own_variables(leaf):
-            blocks[-1].append(leaf)
-    kept: list[list[Layer]] = []
-    for block in filter(None, blocks):
-        if kept and all(map(is_batch_norm, block)):
-            kept[-1] += block
-        else:
-            kept.append(block)
-    numbered = enumerate(reversed(kept), start=1)
+    blocks = weighted_blocks(base.scope.tree, base.leaves)
+    numbered = enumerate(reversed(blocks), start=1)
     return {
         id(v): depth for depth, block in numbered for leaf in block for v in own_variables(leaf)
     }

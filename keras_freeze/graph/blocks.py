@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_freeze.graph.tree import Layer, LayerTree, children
+from keras_freeze.graph.tree import Layer, LayerTree, children, own_variables
 
 CUT = None  # among the layers in the order of their calls: one single tensor passes here
 
@@ -28,6 +28,34 @@ def block_starts(root: Layer) -> list[int]:
         elif open_until < index:
             starts.add(len(seen))
     return sorted(starts)
+
+
+def weighted_blocks(tree: LayerTree, leaves: list[Layer]) -> list[list[Layer]]:
+    """Returns the layers with weights among some leaves, by block, from the input on.
+
+    A block reaches from one place where the graph may be cut to the next. One that holds nothing
+    but a BatchNormalization goes with the block before it.
+
+    Args:
+        tree: whose graph is read.
+        leaves: of the tree.
+    """
+    wanted = {id(leaf) for leaf in leaves if own_variables(leaf)}
+    starts = set(block_starts(tree.root))
+    blocks: list[list[Layer]] = [[]]
+    for position, leaf in enumerate(tree.leaves):
+        if position in starts and blocks[-1]:
+            blocks.append([])
+        if id(leaf) in wanted:
+            blocks[-1].append(leaf)
+    joined: list[list[Layer]] = []
+    for block in filter(None, blocks):
+        normalises = all(isinstance(leaf, keras.layers.BatchNormalization) for leaf in block)
+        if joined and normalises:
+            joined[-1] += block
+        else:
+            joined.append(block)
+    return joined
 
 
 def _calls(layer: Layer, live: set[int] | None = None) -> list[Layer | None]:
