@@ -12,6 +12,7 @@ from keras_freeze.errors import (
     ScheduleError,
 )
 from keras_freeze.graph.selectors import select_layers
+from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training.trainable import freeze, unfreeze
@@ -24,6 +25,7 @@ __all__ = [
     "FreezeError",
     "GradualUnfreeze",
     "LayerMatchError",
+    "Plateau",
     "RecompileOnTrainableChange",
     "Schedule",
     "ScheduleError",

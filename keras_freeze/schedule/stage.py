@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,21 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import FreezeError, LayerMatchError, ScheduleError, check_choice, closest
+from keras_freeze.errors import (
+    FreezeError,
+    LayerMatchError,
+    ScheduleError,
+    check_choice,
+    closest,
+    shown,
+)
 from keras_freeze.graph.selectors import check_selector
-from keras_freeze.schedule.plateau import Plateau
+from keras_freeze.schedule.plateau import MOST_EPOCHS, Plateau, finite
+from keras_freeze.schedule.written import check_written, comparable, texts
 
 
-@dataclass(frozen=True, init=False)
+@keras.saving.register_keras_serializable(package="keras_freeze")
+@dataclass(frozen=True, init=False, eq=False)
 class Stage:
     """What changes when an epoch begins.
 
@@ -82,6 +90,12 @@ class Stage:
             object.__setattr__(self, key, value)
         self._check()
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stage):
+            return NotImplemented
+        mine, its = ([comparable(getattr(each, key)) for key in KEYS] for each in (self, other))
+        return mine == its
+
     def __hash__(self) -> int:
         """Stages that are equal have equal epochs; a selector may be a list, which has no hash."""
         return hash(self.at)
@@ -91,6 +105,7 @@ class Stage:
             selector = getattr(self, argument)
             if selector is not None:
                 check_selector(selector, f"`{argument}` of Stage(at={self.at})")
+        self._check_overlap()
         try:
             check_choice("optimizer", self.optimizer, (None, "carry", "reset"))
         except FreezeError as error:
@@ -110,15 +125,56 @@ class Stage:
                 "`learning_rate`, `optimizer`, `restore_best` or at least a `name`."
             )
 
+    def _check_overlap(self) -> None:
+        """Selectors that mean the same layers in every model; `fit` finds the others."""
+        thawed, frozen = texts(self.unfreeze), texts(self.freeze)
+        subtracts = any(text.startswith("!") for text in (*thawed, *frozen))
+        both = sorted(thawed & frozen)
+        if both and (thawed == frozen or not subtracts):
+            raise ScheduleError(
+                f"`unfreeze` and `freeze` of Stage(at={self.at}) both name {both}. A layer can be "
+                f"in one of them only. Received: unfreeze={self.unfreeze!r}, freeze={self.freeze!r}"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, as Keras serialises them.
+
+        Raises:
+            ScheduleError: a selector is a function or a layer, which has no written form.
+        """
+        self.check_writable()
+        config = {field.name: getattr(self, field.name) for field in fields(self)}
+        return config | {
+            key: keras.saving.serialize_keras_object(config[key]) for key in ("at", "learning_rate")
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Stage:
+        """Returns the stage with these arguments."""
+        objects = {
+            key: keras.saving.deserialize_keras_object(value)
+            for key, value in config.items()
+            if key in ("at", "learning_rate") and isinstance(value, Mapping)
+        }
+        return cls(**{**config, **objects})
+
+    def check_writable(self) -> None:
+        """Raises `ScheduleError` if a selector is a function or a layer."""
+        for argument in ("unfreeze", "freeze"):
+            check_written(getattr(self, argument), f"`{argument}` of Stage(at={self.at})")
+
+    def given(self) -> dict[str, Any]:
+        """Returns the arguments that aren't their defaults, `at` first."""
+        # An epoch of 0 is no default.
+        return {"at": self.at, **self._given(fields(self)[1:])}
+
     def _given(self, among: Sequence[Field[Any]]) -> dict[str, Any]:
         """The arguments that aren't their defaults."""
         given = {field.name: getattr(self, field.name) for field in among}
         return {key: value for key, value in given.items() if value not in (None, False)}
 
     def __repr__(self) -> str:
-        # An epoch of 0 is no default.
-        given = {"at": self.at, **self._given(fields(self)[1:])}
-        return f"Stage({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+        return f"Stage({', '.join(f'{key}={value!r}' for key, value in self.given().items())})"
 
     def title(self, number: int) -> str:
         """Returns how messages call the stage: its number, and its name if it has one."""
@@ -158,19 +214,24 @@ def check_at(at: Any) -> int | Plateau:
             f"Received: at={at!r} (of type {type(at).__name__})"
         )
     if at < 0:
-        raise ScheduleError(f"`at` must be an epoch >= 0, counted from 0. Received: at={at!r}")
+        raise ScheduleError(f"`at` must be an epoch >= 0, counted from 0. Received: at={shown(at)}")
+    if at > MOST_EPOCHS:
+        raise ScheduleError(
+            f"`at` must be an epoch that a run can reach, at most {MOST_EPOCHS}. "
+            f"Received: at={shown(at)}"
+        )
     return operator.index(at)
 
 
 def _check_rate(rate: Any) -> Any:
     if rate is None or isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return rate
-    number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
-    if number and math.isfinite(rate) and rate > 0:
-        return float(rate)
+    number = finite(rate)
+    if number is not None and number > 0:
+        return number
     raise ScheduleError(
         "`learning_rate` must be a float above 0 or a LearningRateSchedule. "
-        f"Received: learning_rate={rate!r}"
+        f"Received: learning_rate={shown(rate)}"
     )
 
 
