@@ -106,11 +106,14 @@ class Plateau:
         """Returns the trigger with these arguments."""
         return cls(**config)
 
-    def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+    def given(self) -> dict[str, Any]:
+        """Returns `monitor`, and the arguments that aren't their defaults."""
         defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{k}={v!r}" for k, v in given.items() if v != defaults[k] or k == "monitor"]
-        return f"Plateau({', '.join(shown)})"
+        arguments = self.get_config()
+        return {k: v for k, v in arguments.items() if v != defaults[k] or k == "monitor"}
+
+    def __repr__(self) -> str:
+        return f"Plateau({', '.join(f'{key}={value!r}' for key, value in self.given().items())})"
 
 
 class Watched:

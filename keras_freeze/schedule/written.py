@@ -73,10 +73,11 @@ def rate_to_config(rate: Any, where: str) -> dict[str, Any]:
             f"{', '.join(RATES)} of {HOME}. Received: {shown(rate)}"
         )
     config = keras.saving.serialize_keras_object(rate)["config"]
-    # Not every format has a null, and an argument that is None is left at its default, which it is.
-    given = {key: value for key, value in config.items() if value is not None}
+    known = inspect.signature(type(rate)).parameters
+    # TOML has no null: what is None by default is left out.
+    given = {k: v for k, v in config.items() if v is not None or known[k].default is not None}
     for key, value in given.items():
-        _check_argument(key, value, inspect.signature(type(rate)).parameters[key].default, name)
+        _check_argument(key, value, known[key].default, name)
     return {"class_name": name, "config": given}
 
 
