@@ -145,3 +145,7 @@ def json_schema() -> str:
         **TypeAdapter(File | Entries | ByEpoch).json_schema(),
     }
     return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

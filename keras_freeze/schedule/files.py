@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import pathlib
 import stat
 import tempfile
 from typing import Any
 
-from keras_freeze.errors import closest
+from keras_freeze.errors import ScheduleError, closest, shown
 from keras_freeze.schedule.formats import DUMP, LOAD
 from keras_freeze.schedule.parse import parse
 from keras_freeze.schedule.plateau import Plateau
@@ -32,18 +33,21 @@ def read_schedule(path: str | os.PathLike[str]) -> Schedule:
 def write_schedule(schedule: Schedule, path: str | os.PathLike[str]) -> None:
     """Writes a schedule to a file; as `Schedule.to_file`."""
     source, file = _source(path)
-    text = DUMP[file.suffix.lower()](source, _plain(schedule))
+    data = _plain(schedule)
     try:
-        content = text.encode("utf-8")
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise source.error(f"a name can't be written as UTF-8: {error}.") from None
+        raise source.error(f"a name can't be written as UTF-8: {error.reason}.") from None
+    text = DUMP[file.suffix.lower()](source, data)
     try:
-        _replace(file, content)
+        _replace(file, text.encode("utf-8"))
     except (OSError, ValueError) as error:
-        raise source.error(f"the file can't be written: {error}.") from None
+        raise source.error(f"the file can't be written: {_why(error)}.") from None
 
 
 def _source(path: Any) -> tuple[Source, pathlib.Path]:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ScheduleError(f"`path` must be the path of a file. Received: path={shown(path)}")
     file = pathlib.Path(path)
     source = Source(path)
     if file.suffix.lower() not in LOAD:
@@ -73,7 +77,7 @@ def _text(source: Source, file: pathlib.Path) -> str:
     except FileNotFoundError:
         raise source.error(f"there is no such file.{_near(file)}") from None
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        raise source.error(f"the file can't be read: {error}.") from None
+        raise source.error(f"the file can't be read: {_why(error)}.") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -81,6 +85,10 @@ def _text(source: Source, file: pathlib.Path) -> str:
         raise source.error(
             f"the file isn't UTF-8: byte {content[error.start]:#04x}. Save it as UTF-8.", line=line
         ) from None
+
+
+def _why(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _near(file: pathlib.Path) -> str:

@@ -48,9 +48,10 @@ def _note_json(source: Source, text: str) -> None:
         elif sign == ",":
             path[-1] = path[-1] + 1 if isinstance(path[-1], int) else None
         elif sign != ":" and path and path[-1] is None:
-            path[-1] = json.loads(sign)
-            source.check_new(path[-1], seen[-1], line)
-            seen[-1].add(path[-1])
+            key = json.loads(sign)
+            source.check_new(key, seen[-1], line)
+            seen[-1].add(key)
+            path[-1] = key
             source.lines[tuple(path)] = line
         elif sign != ":":
             source.lines.setdefault(tuple(path), line)

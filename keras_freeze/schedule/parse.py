@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from keras_freeze.errors import FreezeError, ScheduleError, closest, shown
 from keras_freeze.schedule.file_model import Entry, Plan, RateSchedule, Trigger, WhenOver
-from keras_freeze.schedule.plateau import Plateau
+from keras_freeze.schedule.plateau import MODES, Plateau
 from keras_freeze.schedule.schedule import SETTINGS, Schedule
 from keras_freeze.schedule.source import Path, Source
 from keras_freeze.schedule.stage import Stage
-from keras_freeze.schedule.written import rate_from_config
+from keras_freeze.schedule.written import RATES, rate_from_config
 
 EPOCH = re.compile(r"[0-9]+")
 EXAMPLE = 'Write, for example, [{at: 10, unfreeze: "block5_*"}] under `stages`'
@@ -60,8 +60,8 @@ class _Written:
             problems = error.errors(include_url=False, include_input=False, include_context=False)
             found = [(self._path(each["loc"]), each) for each in problems]
             # Of what is wrong with the first stage, the most precise.
-            first = found[0][0][:2]
-            path, problem = max((each for each in found if each[0][:2] == first), key=_depth)
+            first = _stage_of(found[0][0])
+            path, problem = max((e for e in found if _stage_of(e[0]) == first), key=_depth)
             raise self._explain(path, problem) from None
 
     def stage(self, place: int) -> Stage:
@@ -122,7 +122,7 @@ class _Written:
             return self.error(f"`{key}` is missing. It must be {wanted}.", path)
         value = self._value(path)
         if kind in ("extra_forbidden", "invalid_key"):
-            return self._unknown(path[:-1] if kind == "extra_forbidden" else path, key)
+            return self._unknown(path[:-1] if path[-1:] == (key,) else path, key)
         while path and isinstance(path[-1], int) and len(path) > 2:
             path = path[:-1]  # an item of a list of selectors: the key counts
         if len(path) == 2 and path[0] == "stages":
@@ -142,7 +142,9 @@ class _Written:
     def _unknown(self, path: Path, key: Any) -> ScheduleError:
         known = [field.alias or name for name, field in _model_of(path).model_fields.items()]
         known = sorted(known, key="at".__ne__)
-        value = self._value(path).get(key)
+        here = self._value(path)
+        key = next((each for each in here if str(each) == str(key)), key)  # null is "None" there
+        value = here.get(key)
         return self.error(
             f"unknown key {shown(key)}.{closest(key, known)} Known keys: {', '.join(known)}. "
             f"Received: {key}={shown(value)}",
@@ -177,7 +179,9 @@ def _plan(source: Source, data: Any) -> _Written:
                     path=(key,),
                 )
         data, top = {"stages": data}, ()
-    stages = data.get("stages")
+    if "stages" not in data:
+        return _Written(source, dict(data), [])  # a typo, perhaps: the models know
+    stages = data["stages"]
     if stages is None or stages in ({}, []):
         raise source.error(f"the file holds no stages. {EXAMPLE}.", path=("stages",))
     if isinstance(stages, Mapping):
@@ -234,7 +238,8 @@ def _near(path: Path, value: Any) -> str:
     choices = {
         "optimizer": ("carry", "reset"),
         "batch_norm": ("freeze", "train"),
-        "mode": ("auto", "min", "max"),
+        "mode": MODES,
+        "class_name": RATES,
     }
     return closest(value, choices.get(path[-1], ())) if isinstance(value, str) else ""
 
@@ -243,6 +248,11 @@ def _named_in(message: str) -> Path:
     """The key that a message of `Stage` or `Schedule` names first."""
     name = re.search(r"`(\w+)`", message)
     return (name[1],) if name else ()
+
+
+def _stage_of(path: Path) -> Path:
+    """The beginning of a path that says which stage it is in; () at the top of the file."""
+    return path[:2] if len(path) > 1 and path[0] == "stages" else ()
 
 
 def _depth(found: tuple[Path, Any]) -> int:

@@ -37,7 +37,12 @@ class Source:
             line: if it is known.
         """
         line = line or self.line_of(path)
-        where = [os.fspath(self.name), f"line {line}" if line else "", stage]
+        name = os.fspath(self.name)
+        where = [
+            name if len(name) < 300 else f"...{name[-200:]}",
+            f"line {line}" if line else "",
+            stage,
+        ]
         return ScheduleError(f"{', '.join(filter(None, where))}: {message}")
 
     def line_of(self, path: Path) -> int | None:

@@ -76,7 +76,7 @@ class Stage:
         name: str | None = None,
         **unknown: Any,
     ):
-        _refuse_unknown(unknown, f"Stage(at={at!r})")
+        _refuse_unknown(unknown, f"Stage(at={shown(at)})")
         given = {
             "at": check_at(at),
             "unfreeze": unfreeze,
@@ -213,14 +213,15 @@ def check_at(at: Any) -> int | Plateau:
             "`at` must be an epoch, a whole number counted from 0 as in Keras, or a Plateau. "
             f"Received: at={at!r} (of type {type(at).__name__})"
         )
-    if at < 0:
+    epoch = operator.index(at)
+    if epoch < 0:
         raise ScheduleError(f"`at` must be an epoch >= 0, counted from 0. Received: at={shown(at)}")
-    if at > MOST_EPOCHS:
+    if epoch > MOST_EPOCHS:
         raise ScheduleError(
             f"`at` must be an epoch that a run can reach, at most {MOST_EPOCHS}. "
             f"Received: at={shown(at)}"
         )
-    return operator.index(at)
+    return epoch
 
 
 def _check_rate(rate: Any) -> Any:

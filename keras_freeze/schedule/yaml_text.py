@@ -7,6 +7,7 @@ refused, so a file can neither grow as it is read nor name a Python object.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -40,10 +41,11 @@ def load(source: Source, text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        place = mark.index if mark else getattr(error, "position", 0)
         raise source.error(
             f"the YAML is broken: {what}. Put names with the signs : * ! % {{ [ in quotes, and "
             "indent with spaces.",
-            line=mark.line + 1 if mark else None,
+            line=text.count("\n", 0, place) + 1,
         ) from None
 
 
@@ -51,7 +53,7 @@ def dump(source: Source, data: Any) -> str:
     """Returns the YAML text of plain data, which `load` reads back as it is."""
     yaml = import_yaml(source)
 
-    class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]
+    class Dumper(yaml.SafeDumper):  # type: ignore[name-defined]
         """Quotes what YAML 1.1 or 1.2 would read as something else than a string."""
 
         def ignore_aliases(self, data: Any) -> bool:
@@ -60,7 +62,9 @@ def dump(source: Source, data: Any) -> str:
     Dumper.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT.pattern})\Z"), list("-+.0123456789")
     )
-    return str(yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100))
+    # PyYAML writes these three as they are, and reads them as the end of a line.
+    breaks = re.search("[\x85\u2028\u2029]", json.dumps(data, ensure_ascii=False))
+    return str(yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=not breaks))
 
 
 def import_yaml(source: Source) -> Any:
