@@ -566,10 +566,10 @@ BAD = {
 
 
 def refused(action: Any, *parts: str) -> str:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ScheduleError) as error:
         action()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     message = str(error.value)
     missing = [part for part in parts if part not in message]
     assert not missing, f"{missing} not in: {message}"
@@ -598,10 +598,10 @@ def test_yaml_without_the_parser_in_c(
 
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     path = write(tmp_path, BAD_YAML[case][0])
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ScheduleError, match=path.name):
         Schedule.from_file(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_no_object_is_made_of_a_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):

@@ -189,8 +189,9 @@ def stage_from(at: Any, value: Any) -> Stage:
         value = Stage(**{"at": at, **value})
     if isinstance(value, Stage):
         if value.at != at:
+            under = f"epoch {at}" if isinstance(at, int) else at
             raise ScheduleError(
-                f"`schedule` has Stage(at={value.at}) under {at}. Use the same in both."
+                f"`schedule` has Stage(at={value.at}) under {under}. Use the same epoch in both."
             )
         return value
     if value is None:
