@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -778,6 +779,10 @@ def test_an_argument_wins_over_the_file(tmp_path: pathlib.Path):
     assert settings_of(write(tmp_path, STAGE)) == (None, "carry", "freeze")
 
 
+@pytest.mark.skipif(
+    tuple(map(int, pydantic.VERSION.split(".")[:2])) < (2, 11),
+    reason="older versions word the same schema in another way",
+)
 def test_the_published_schema_is_current():
     """After a change: `python -m keras_freeze.schedule.file_model > .../schedule/schema.json`."""
     published = pathlib.Path(file_model.__file__).with_name("schema.json")

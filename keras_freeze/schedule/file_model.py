@@ -107,7 +107,7 @@ class Entry(Changes):
 
 
 ByEpoch = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Selector | Changes],
+    dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Selector | Changes | Entry],
     Field(min_length=1, json_schema_extra={"additionalProperties": False}),
 ]
 Entries = Annotated[list[Entry], Field(min_length=1)]

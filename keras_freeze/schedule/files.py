@@ -19,7 +19,7 @@ from keras_freeze.schedule.source import Source
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.schedule.written import check_written, rate_to_config
 
-MOST_BYTES = 256 * 1024  # some four thousand stages
+MOST_BYTES = 128 * 1024  # some two thousand stages
 
 
 def read_schedule(path: str | os.PathLike[str]) -> Schedule:
