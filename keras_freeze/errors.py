@@ -12,6 +12,7 @@ The errors are raised before the first training step. After a warning the run go
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -86,3 +87,14 @@ def check_choice(argument: str, received: object, choices: tuple[object, ...]) -
     listed = " or ".join(repr(choice) for choice in choices)
     hint = closest(received, [choice for choice in choices if isinstance(choice, str)])
     raise FreezeError(f"`{argument}` must be {listed}.{hint} Received: {argument}={received!r}")
+
+
+def shown(value: object) -> str:
+    """Returns `value` as a message shows it: its repr, but never long, whatever it is."""
+    short = reprlib.Repr()
+    short.maxlist = short.maxdict = short.maxtuple = 8
+    short.maxstring = short.maxlong = short.maxother = 100
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return f"something far too long (of type {type(value).__name__})"

@@ -21,6 +21,7 @@ NAMES = [
     "FreezeError",
     "GradualUnfreeze",
     "LayerMatchError",
+    "Plateau",
     "RecompileOnTrainableChange",
     "Schedule",
     "ScheduleError",

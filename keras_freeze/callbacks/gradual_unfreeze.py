@@ -23,8 +23,9 @@ class GradualUnfreeze(Participant):
     of scalars) and `learning_rate`.
 
     Args:
-        schedule: `{epoch: selector or Stage}`, a list of `Stage`, or a `Schedule`. Epochs count
-            from 0, as in Keras. Selectors are looked up in the base first.
+        schedule: `{epoch: selector or Stage}`, a list of `Stage`, a `Schedule`, or the path of a
+            YAML, JSON or TOML file (see `Schedule`). Epochs count from 0, as in Keras. Selectors
+            are looked up in the base first.
         base: as in `FreezeBase`; `None` = the base of the `FreezeBase` in the same list, or else
             it is found.
         optimizer: `"carry"`: a variable that stays trainable keeps its slots (moments), one that is
@@ -42,6 +43,11 @@ class GradualUnfreeze(Participant):
 
     A stage behind a `Plateau` begins with the epoch after its trigger fired. `EarlyStopping` and
     whatever else sets `stop_training` ends the run, even where a stage would have begun.
+
+    A file (or a `Schedule`) may set `base`, `optimizer` and `batch_norm` too. A `base` given here
+    wins over it, and so do `optimizer="reset"` and `batch_norm="train"`; at their defaults,
+    `"carry"` and `"freeze"`, these two follow it. To go back to a default against the file, say so
+    in the schedule: `GradualUnfreeze(Schedule("plan.yaml", optimizer="carry"))`.
 
     Raises:
         ScheduleError: the schedule can't be meant; in `fit`, before the first step, if a stage
@@ -76,8 +82,13 @@ class GradualUnfreeze(Participant):
         check_choice("optimizer", optimizer, OPTIMIZER)
         check_choice("batch_norm", batch_norm, BATCH_NORM)
         self.schedule = Schedule(schedule)
-        self.base = base
-        self.optimizer = optimizer
-        self.batch_norm = batch_norm
+        self.base = self.schedule.base if base is None else base
+        self.optimizer = _unless_set(optimizer, "carry", self.schedule.optimizer)
+        self.batch_norm = _unless_set(batch_norm, "freeze", self.schedule.batch_norm)
         self.verbose = verbose
         self.begun: dict[int, int] = {}
+
+
+def _unless_set(argument: str, default: str, of_schedule: str | None) -> str:
+    """What the schedule says gives way to an argument that isn't its default."""
+    return of_schedule if argument == default and of_schedule is not None else argument

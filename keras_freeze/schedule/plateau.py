@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from keras_freeze.errors import FreezeError, ScheduleError, check_choice, closest
+import keras
+
+from keras_freeze.errors import FreezeError, ScheduleError, check_choice, closest, shown
 
 MODES = ("auto", "min", "max")
+MOST_EPOCHS = 2**31 - 1  # what is more is a slip, and logs could not tell it from its neighbours
 RISING = ("acc", "auc", "precision", "recall", "f1", "f_score", "fbeta", "iou", "r2", "top_k")
 
 
+@keras.saving.register_keras_serializable(package="keras_freeze")
 @dataclass(frozen=True, init=False)
 class Plateau:
     """When a stage begins: after the running one has stopped improving.
@@ -102,11 +106,14 @@ class Plateau:
         """Returns the trigger with these arguments."""
         return cls(**config)
 
-    def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+    def given(self) -> dict[str, Any]:
+        """Returns `monitor`, and the arguments that aren't their defaults."""
         defaults = {field.name: field.default for field in fields(self)}
-        shown = [f"{k}={v!r}" for k, v in given.items() if v != defaults[k] or k == "monitor"]
-        return f"Plateau({', '.join(shown)})"
+        arguments = self.get_config()
+        return {k: v for k, v in arguments.items() if v != defaults[k] or k == "monitor"}
+
+    def __repr__(self) -> str:
+        return f"Plateau({', '.join(f'{key}={value!r}' for key, value in self.given().items())})"
 
 
 class Watched:
@@ -155,21 +162,33 @@ class Watched:
 
 def _whole(name: str, value: Any, least: int) -> int:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
+    if not whole or not least <= value <= MOST_EPOCHS:
         raise ScheduleError(
             f"`{name}` of Plateau must be a whole number of epochs, {least} or more. "
-            f"Received: {name}={value!r}"
+            f"Received: {name}={shown(value)}"
         )
     return operator.index(value)
 
 
 def _delta(value: Any) -> float:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
+    delta = finite(value)
+    if delta is None or delta < 0:
         raise ScheduleError(
-            f"`min_delta` of Plateau must be a number, 0 or more. Received: min_delta={value!r}"
+            "`min_delta` of Plateau must be a number, 0 or more. "
+            f"Received: min_delta={shown(value)}"
         )
-    return float(value)
+    return delta
+
+
+def finite(value: Any) -> float | None:
+    """Returns a number as a float; None for what is no number, a boolean, or no finite float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # 10**400
+        return None
+    return number if math.isfinite(number) else None
 
 
 KEYS = tuple(field.name for field in fields(Plateau))

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import itertools
+import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keras_freeze.errors import ScheduleError
+import keras
+
+from keras_freeze.errors import FreezeError, ScheduleError, check_choice
+from keras_freeze.graph.selectors import check_selector
 from keras_freeze.schedule import presets
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.stage import KEYS, Stage, check_at, stage_from
+from keras_freeze.schedule.written import check_written, comparable
+
+# What a schedule may say about its use, beside the stages: the arguments of `GradualUnfreeze`.
+SETTINGS = {
+    "base": None,
+    "optimizer": (None, "carry", "reset"),
+    "batch_norm": (None, "freeze", "train"),
+}
 
 
+@keras.saving.register_keras_serializable(package="keras_freeze")
 class Schedule:
     """An ordered list of stages, each at its own epoch or behind a trigger.
 
     Args:
         stages: `{epoch: selector or Stage}`, a list of `Stage` (or of mappings of `Stage`'s
-            arguments), or another `Schedule`. It isn't changed. Its order matters only where a
-            `Plateau` is in it, which ends the stage that stands before it.
+            arguments), another `Schedule`, or the path of a YAML, JSON or TOML file. It isn't
+            changed. Its order matters only where a `Plateau` is in it, which ends the stage that
+            stands before it.
+        base: what `GradualUnfreeze` takes as its `base`, unless it is told another; None = what
+            the other schedule or the file says, if `stages` is one, or else nothing.
+        optimizer: `"carry"` or `"reset"`, in the same way.
+        batch_norm: `"freeze"` or `"train"`, in the same way.
 
     An epoch is kept whatever happens: a stage at epoch 20 begins there even if a `Plateau` that
     stands before it hasn't fired by then; what that stage would have changed is changed with it.
@@ -31,10 +50,28 @@ class Schedule:
         >>> schedule = Schedule({10: "block5_*", 15: "block4_*"})
         >>> [schedule.number_at(epoch) for epoch in (0, 9, 10, 14, 15)]
         [0, 0, 1, 1, 2]
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     schedule.to_file(pathlib.Path(folder, "plan.json"))
+        ...     Schedule.from_file(pathlib.Path(folder, "plan.json")) == schedule
+        True
     """
 
-    def __init__(self, stages: Any):
+    def __init__(
+        self,
+        stages: Any,
+        *,
+        base: Any = None,
+        optimizer: str | None = None,
+        batch_norm: str | None = None,
+    ):
+        if isinstance(stages, os.PathLike) or _is_path(stages):
+            stages = Schedule.from_file(stages)
         self.stages: tuple[Stage, ...] = tuple(_in_order(_read(stages)))
+        given = {"base": base, "optimizer": optimizer, "batch_norm": batch_norm}
+        other = stages.settings if isinstance(stages, Schedule) else {}
+        self._settings = other | {k: v for k, v in given.items() if v is not None}
+        _check_settings(self._settings)
         if not self.stages:
             raise ScheduleError(
                 "`schedule` must hold at least one stage, for example {10: 'block5_*'}. "
@@ -52,6 +89,68 @@ class Schedule:
                     f"`schedule` has a Plateau, so its stages must stand in order, but epoch "
                     f"{next_at} comes after {at}: {following!r}. Move it."
                 )
+
+    @property
+    def base(self) -> Any:
+        """The base, where the schedule names one, or None."""
+        return self._settings.get("base")
+
+    @property
+    def optimizer(self) -> str | None:
+        """`"carry"` or `"reset"`, where the schedule says so, or None."""
+        return self._settings.get("optimizer")
+
+    @property
+    def batch_norm(self) -> str | None:
+        """`"freeze"` or `"train"`, where the schedule says so, or None."""
+        return self._settings.get("batch_norm")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of `base`, `optimizer` and `batch_norm` that the schedule sets."""
+        return dict(self._settings)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Schedule:
+        """Reads a schedule from a YAML, JSON or TOML file.
+
+        Args:
+            path: ends in `.yaml`, `.yml`, `.json` or `.toml`.
+
+        Raises:
+            ScheduleError: the file can't be read or can't be meant; it names file, line where it
+                is known, stage and key.
+        """
+        # Only here: pydantic takes a moment to import, and most schedules are code.
+        from keras_freeze.schedule.files import read_schedule
+
+        return read_schedule(path)
+
+    def to_file(self, path: str | os.PathLike[str]) -> None:
+        """Writes the schedule to a file, which `from_file` reads back as an equal schedule.
+
+        Args:
+            path: ends in `.yaml`, `.yml`, `.json` or `.toml`. A file that is there is replaced.
+
+        Raises:
+            ScheduleError: a selector is a function or a layer, a rate isn't a float or one of
+                Keras' own schedules, or the file can't be written.
+        """
+        from keras_freeze.schedule.files import write_schedule
+
+        write_schedule(self, path)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the stages and settings, as Keras serialises them."""
+        check_written(self.base, "`base` of Schedule")
+        stages = [keras.saving.serialize_keras_object(stage) for stage in self.stages]
+        return {"stages": stages, **self._settings}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Schedule:
+        """Returns the schedule with these stages and settings."""
+        stages = [keras.saving.deserialize_keras_object(stage) for stage in config["stages"]]
+        return cls(**{**config, "stages": stages})
 
     def number_at(self, epoch: int, begun: Mapping[int, int] | None = None) -> int:
         """Returns the number of the stage that holds in `epoch`; 0 is before the first.
@@ -218,13 +317,38 @@ class Schedule:
         return iter(self.stages)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Schedule) and self.stages == other.stages
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        mine, its = (
+            {key: comparable(value) for key, value in each.settings.items()}
+            for each in (self, other)
+        )
+        return self.stages == other.stages and mine == its
 
     def __hash__(self) -> int:
         return hash(tuple(stage.at for stage in self.stages))
 
     def __repr__(self) -> str:
-        return f"Schedule([{', '.join(map(repr, self.stages))}])"
+        settings = [f", {key}={value!r}" for key, value in self._settings.items()]
+        return f"Schedule([{', '.join(map(repr, self.stages))}]{''.join(settings)})"
+
+
+def _is_path(stages: Any) -> bool:
+    """A string is never a schedule; one that looks like a file's name is meant as one."""
+    suffix = pathlib.PurePath(stages).suffix if isinstance(stages, str) else ""
+    return suffix[1:].isalnum()
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        choices = SETTINGS[key]
+        if choices is None:
+            check_selector(value, f"`{key}` of Schedule")
+            continue
+        try:
+            check_choice(key, value, choices)
+        except FreezeError as error:
+            raise ScheduleError(f"Schedule: {error}") from None
 
 
 def _in_order(stages: list[Stage]) -> list[Stage]:
@@ -245,7 +369,8 @@ def _read(stages: Any) -> list[Stage]:
     if isinstance(stages, (list, tuple)):
         return [_from_list(item) for item in stages]
     raise ScheduleError(
-        "`schedule` must be {epoch: selector or Stage}, a list of Stage, or a Schedule. "
+        "`schedule` must be {epoch: selector or Stage}, a list of Stage, a Schedule, or the path "
+        "of a .yaml, .yml, .json or .toml file. "
         f"Received: {stages!r} (of type {type(stages).__name__})"
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 import sys
@@ -12,12 +11,21 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import FreezeError, LayerMatchError, ScheduleError, check_choice, closest
+from keras_freeze.errors import (
+    FreezeError,
+    LayerMatchError,
+    ScheduleError,
+    check_choice,
+    closest,
+    shown,
+)
 from keras_freeze.graph.selectors import check_selector
-from keras_freeze.schedule.plateau import Plateau
+from keras_freeze.schedule.plateau import MOST_EPOCHS, Plateau, finite
+from keras_freeze.schedule.written import check_written, comparable, texts
 
 
-@dataclass(frozen=True, init=False)
+@keras.saving.register_keras_serializable(package="keras_freeze")
+@dataclass(frozen=True, init=False, eq=False)
 class Stage:
     """What changes when an epoch begins.
 
@@ -80,7 +88,7 @@ class Stage:
         name: str | None = None,
         **unknown: Any,
     ):
-        _refuse_unknown(unknown, f"Stage(at={at!r})")
+        _refuse_unknown(unknown, f"Stage(at={shown(at)})")
         given = {
             "at": check_at(at),
             "unfreeze": unfreeze,
@@ -96,6 +104,12 @@ class Stage:
             object.__setattr__(self, key, value)
         self._check()
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stage):
+            return NotImplemented
+        mine, its = ([comparable(getattr(each, key)) for key in KEYS] for each in (self, other))
+        return mine == its
+
     def __hash__(self) -> int:
         """Stages that are equal have equal epochs; a selector may be a list, which has no hash."""
         return hash(self.at)
@@ -105,6 +119,7 @@ class Stage:
             selector = getattr(self, argument)
             if selector is not None:
                 check_selector(selector, f"`{argument}` of Stage(at={self.at})")
+        self._check_overlap()
         try:
             check_choice("optimizer", self.optimizer, (None, "carry", "reset"))
         except FreezeError as error:
@@ -129,6 +144,49 @@ class Stage:
                 f"Give it `unfreeze`. Received: warmup_steps={self.warmup_steps!r}"
             )
 
+    def _check_overlap(self) -> None:
+        """Selectors that mean the same layers in every model; `fit` finds the others."""
+        thawed, frozen = texts(self.unfreeze), texts(self.freeze)
+        subtracts = any(text.startswith("!") for text in (*thawed, *frozen))
+        both = sorted(thawed & frozen)
+        if both and (thawed == frozen or not subtracts):
+            raise ScheduleError(
+                f"`unfreeze` and `freeze` of Stage(at={self.at}) both name {both}. A layer can be "
+                f"in one of them only. Received: unfreeze={self.unfreeze!r}, freeze={self.freeze!r}"
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, as Keras serialises them.
+
+        Raises:
+            ScheduleError: a selector is a function or a layer, which has no written form.
+        """
+        self.check_writable()
+        config = {field.name: getattr(self, field.name) for field in fields(self)}
+        return config | {
+            key: keras.saving.serialize_keras_object(config[key]) for key in ("at", "learning_rate")
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Stage:
+        """Returns the stage with these arguments."""
+        objects = {
+            key: keras.saving.deserialize_keras_object(value)
+            for key, value in config.items()
+            if key in ("at", "learning_rate") and isinstance(value, Mapping)
+        }
+        return cls(**{**config, **objects})
+
+    def check_writable(self) -> None:
+        """Raises `ScheduleError` if a selector is a function or a layer."""
+        for argument in ("unfreeze", "freeze"):
+            check_written(getattr(self, argument), f"`{argument}` of Stage(at={self.at})")
+
+    def given(self) -> dict[str, Any]:
+        """Returns the arguments that aren't their defaults, `at` first."""
+        # An epoch of 0 is no default.
+        return {"at": self.at, **self._given(fields(self)[1:])}
+
     def _given(self, among: Sequence[Field[Any]]) -> dict[str, Any]:
         """The arguments that aren't their defaults."""
         given = [(field, getattr(self, field.name)) for field in among]
@@ -139,9 +197,7 @@ class Stage:
         }
 
     def __repr__(self) -> str:
-        # An epoch of 0 is no default.
-        given = {"at": self.at, **self._given(fields(self)[1:])}
-        return f"Stage({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+        return f"Stage({', '.join(f'{key}={value!r}' for key, value in self.given().items())})"
 
     def title(self, number: int) -> str:
         """Returns how messages call the stage: its number, and its name if it has one."""
@@ -156,8 +212,9 @@ def stage_from(at: Any, value: Any) -> Stage:
         value = Stage(**{"at": at, **value})
     if isinstance(value, Stage):
         if value.at != at:
+            under = f"epoch {at}" if isinstance(at, int) else at
             raise ScheduleError(
-                f"`schedule` has Stage(at={value.at}) under {at}. Use the same in both."
+                f"`schedule` has Stage(at={value.at}) under {under}. Use the same epoch in both."
             )
         return value
     if value is None:
@@ -180,9 +237,15 @@ def check_at(at: Any) -> int | Plateau:
             "`at` must be an epoch, a whole number counted from 0 as in Keras, or a Plateau. "
             f"Received: at={at!r} (of type {type(at).__name__})"
         )
-    if at < 0:
-        raise ScheduleError(f"`at` must be an epoch >= 0, counted from 0. Received: at={at!r}")
-    return operator.index(at)
+    epoch = operator.index(at)
+    if epoch < 0:
+        raise ScheduleError(f"`at` must be an epoch >= 0, counted from 0. Received: at={shown(at)}")
+    if epoch > MOST_EPOCHS:
+        raise ScheduleError(
+            f"`at` must be an epoch that a run can reach, at most {MOST_EPOCHS}. "
+            f"Received: at={shown(at)}"
+        )
+    return epoch
 
 
 def _check_rate(rate: Any) -> Any:
@@ -194,7 +257,7 @@ def _check_rate(rate: Any) -> Any:
         return number if factor is None else {"factor": number}
     raise ScheduleError(
         "`learning_rate` must be a float above 0, a LearningRateSchedule, or {'factor': 0.1} for a "
-        f"part of the rate before. Received: learning_rate={rate!r}"
+        f"part of the rate before. Received: learning_rate={shown(rate)}"
     )
 
 
@@ -204,19 +267,14 @@ def _check_decay(decay: Any) -> float | None:
         return number
     raise ScheduleError(
         "`layer_decay` must be a float above 0, at most 1, by which the rate shrinks from block to "
-        f"block. Received: layer_decay={decay!r}"
+        f"block. Received: layer_decay={shown(decay)}"
     )
 
 
 def _positive(value: Any) -> float | None:
     """The value as a float, if it is a number above 0 that a float can hold."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) and number > 0 else None
+    number = finite(value)
+    return number if number is not None and number > 0 else None
 
 
 def _check_steps(steps: Any) -> int:
@@ -225,7 +283,7 @@ def _check_steps(steps: Any) -> int:
         return operator.index(steps)
     raise ScheduleError(
         "`warmup_steps` must be a whole number of steps, 0 or more. "
-        f"Received: warmup_steps={steps!r}"
+        f"Received: warmup_steps={shown(steps)}"
     )
 
 
