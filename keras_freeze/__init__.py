@@ -3,6 +3,7 @@
 from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
+from keras_freeze.callbacks.per_stage import PerStage
 from keras_freeze.callbacks.recompile_on_trainable_change import RecompileOnTrainableChange
 from keras_freeze.errors import (
     CacheError,
@@ -24,6 +25,7 @@ __all__ = [
     "FreezeError",
     "GradualUnfreeze",
     "LayerMatchError",
+    "PerStage",
     "RecompileOnTrainableChange",
     "Schedule",
     "ScheduleError",

@@ -21,6 +21,7 @@ NAMES = [
     "FreezeError",
     "GradualUnfreeze",
     "LayerMatchError",
+    "PerStage",
     "RecompileOnTrainableChange",
     "Schedule",
     "ScheduleError",
