@@ -13,6 +13,7 @@ from keras_freeze.errors import (
     ScheduleError,
 )
 from keras_freeze.graph.selectors import select_layers
+from keras_freeze.report.plot import plot_history
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training.trainable import freeze, unfreeze
@@ -31,6 +32,7 @@ __all__ = [
     "ScheduleError",
     "Stage",
     "freeze",
+    "plot_history",
     "select_layers",
     "unfreeze",
 ]

@@ -27,6 +27,7 @@ NAMES = [
     "ScheduleError",
     "Stage",
     "freeze",
+    "plot_history",
     "select_layers",
     "unfreeze",
 ]

@@ -136,10 +136,11 @@ class Conductor:
         askers = self.stops.askers()
         if not askers or self.model.stop_training:
             return
-        is_over = self.plan.number_at(self.epoch + 1, self.begun) != self.number
+        planned = self.epoch + 1 == self.epochs
+        planned |= self.plan.number_at(self.epoch + 1, self.begun) != self.number
         if not self.end_stage(self.epoch):
             self.model.stop_training = True
-        elif self.gradual.verbose and not is_over:
+        elif self.gradual.verbose and not planned:
             self.pending.append(ended_early_line(self.plan.title(self.number), self.when, askers))
 
     def _warn_of_untrained_head(self) -> None:
