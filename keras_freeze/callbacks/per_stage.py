@@ -123,12 +123,16 @@ class PerStage(Participant):
             kwargs["logs"] = {**(logs or {}), "stage": self._number}
             args = args[:1]
         model = self._model
-        before, model.stop_training = model.stop_training, False
+        before = model.stop_training
+        if before:  # Keras' models are slow to set
+            model.stop_training = False
         try:
             getattr(self.callback, hook)(*args, **kwargs)
         finally:
-            self.asked = self.asked or bool(model.stop_training)
-            model.stop_training = before
+            asks = bool(model.stop_training)
+            self.asked |= asks
+            if asks != before:
+                model.stop_training = before
 
 
 def _check(callback: Any) -> None:
