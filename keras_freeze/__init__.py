@@ -3,6 +3,7 @@
 from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
+from keras_freeze.callbacks.per_stage import PerStage
 from keras_freeze.callbacks.recompile_on_trainable_change import RecompileOnTrainableChange
 from keras_freeze.errors import (
     CacheError,
@@ -12,6 +13,7 @@ from keras_freeze.errors import (
     ScheduleError,
 )
 from keras_freeze.graph.selectors import select_layers
+from keras_freeze.report.plot import plot_history
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
@@ -25,12 +27,14 @@ __all__ = [
     "FreezeError",
     "GradualUnfreeze",
     "LayerMatchError",
+    "PerStage",
     "Plateau",
     "RecompileOnTrainableChange",
     "Schedule",
     "ScheduleError",
     "Stage",
     "freeze",
+    "plot_history",
     "select_layers",
     "unfreeze",
 ]

@@ -24,10 +24,10 @@ MAY_IMPORT = {
     "graph": {"errors"},
     "schedule": {"graph", "errors"},
     "training": {"graph", "errors"},
-    "report": {"errors"},
+    "report": {"schedule", "errors"},
     "features": {"training", "graph", "report", "errors"},
     "callbacks": {"schedule", "features", "training", "graph", "report", "errors"},
-    "": {"callbacks", "schedule", "features", "training", "graph", "errors"},
+    "": {"callbacks", "schedule", "features", "training", "report", "graph", "errors"},
     "demo": {"", "errors"},
     "cli": {"", "errors", "demo"},
 }

@@ -25,15 +25,19 @@ class Caching:
         model: the model that is fitted.
         plan: of the fit.
         epochs: of the fit, if known.
+        early: stages may begin before the epochs of the schedule.
 
     Raises:
         LayerMatchError: the callback's `base` isn't part of the model.
     """
 
-    def __init__(self, callback: Any, model: Any, plan: Plan, epochs: int | None):
+    def __init__(
+        self, callback: Any, model: Any, plan: Plan, epochs: int | None, *, early: bool = False
+    ):
         self.model = model
         self.plan = plan
         self.epochs = epochs
+        self.reached = None if early else epochs  # stages from here on are never reached
         self.verbose = callback.verbose
         self.iterator = loop.epoch_iterator()
         self.test: ServedTest | None = None
@@ -53,7 +57,7 @@ class Caching:
     def follow(self, number: int) -> None:
         """The flags are those of a stage now."""
         now = {id(leaf): bool(leaf.trainable) for leaf in self.plan.tree.leaves}
-        later = [now | flags for flags in self.plan.flags_after(number, self.epochs)]
+        later = [now | flags for flags in self.plan.flags_after(number, self.reached)]
         self.cache.follow(number, now, later)
 
     def begin_data(self, step: GuardedStep) -> str:

@@ -39,3 +39,14 @@ def at_most_one(callbacks: list[Any]) -> Any:
             "stages into one list."
         )
     return callbacks[0] if callbacks else None
+
+
+def check_has_stages(per_stage: list[Any], gradual: Any) -> None:
+    """Raises `FreezeError` if PerStage callbacks have no stages to follow."""
+    if per_stage and gradual is None:
+        kinds = ", ".join(type(each.callback).__name__ for each in per_stage)
+        raise FreezeError(
+            "PerStage needs the stages of a GradualUnfreeze in the same list: "
+            "callbacks=[FreezeBase(), GradualUnfreeze({10: 'block5_*'}), PerStage(...)]. "
+            f"Received: PerStage({kinds}) without one."
+        )

@@ -18,9 +18,10 @@ from keras_freeze.callbacks.plan import (
     warn_of_untrained_head,
 )
 from keras_freeze.callbacks.rating import Rating
+from keras_freeze.callbacks.stops import Stops
 from keras_freeze.callbacks.triggers import Triggers, check_monitors
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
-from keras_freeze.report.lines import StageReport
+from keras_freeze.report.lines import StageReport, ended_early_line
 from keras_freeze.training import ages, functions, loop, optimizer, rates
 from keras_freeze.training.trainable import (
     apply_flags,
@@ -51,6 +52,7 @@ class Conductor:
         self.gradual: Any = at_most_one([c for c in ours if c.role == "schedule"])
         self.recompile: Any = at_most_one([c for c in ours if c.role == "watch"])
         cache = at_most_one([c for c in ours if c.role == "cache"])
+        self.stops = Stops(model, [c for c in ours if c.role == "per_stage"], self.gradual)
         self.stages = bool(self.freezing or self.gradual or self.recompile)
         self.plan = self._make_plan()
         check_built(model, self.plan.ruled)
@@ -59,15 +61,17 @@ class Conductor:
         self.epoch = 0
         self.changes = 0  # of other callbacks
         self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
-        self.begun: dict[int, int] = {}  # the epochs of stages behind a trigger, by number
+        self.begun: dict[int, int] = {}  # epochs of stages that began otherwise than by their own
         self.triggers = self._make_triggers()
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
         self.step = functions.GuardedStep(
             model, self.plan.tree, self.plan.base_leaves, self._find_server
         )
-        epochs = (callback_list.params or {}).get("epochs")
-        self.caching = Caching(cache, model, self.plan, epochs) if cache is not None else None
+        self.caching: Caching | None = None
+        if cache is not None:
+            early = bool(self.stops)
+            self.caching = Caching(cache, model, self.plan, self.epochs, early=early)
         # Flags can change between two steps only if another callback has hooks there.
         self.watched = loop.acting_hooks(callback_list, UNAWARE) if self.recompile else set()
 
@@ -81,9 +85,8 @@ class Conductor:
             self.gradual.base if self.gradual else None,
             "train" if "train" in asked else "freeze",
         )
-        epochs = (self.callback_list.params or {}).get("epochs")
-        if schedule is not None and epochs is not None:
-            warn_of_unreached(schedule, epochs)
+        if schedule is not None and self.epochs is not None and not self.stops:
+            warn_of_unreached(schedule, self.epochs)
         return plan
 
     def _make_triggers(self) -> Triggers | None:
@@ -101,6 +104,7 @@ class Conductor:
     def begin_epoch(self, epoch: int) -> None:
         """Brings the model into the stage that holds in `epoch`."""
         self.epoch = epoch
+        self.stops.begin_epoch()
         first = self.number < 0
         if first and self.gradual is not None:
             # A fit that goes on where another one ended knows when its stages began.
@@ -108,8 +112,11 @@ class Conductor:
             self.gradual.begun = self.begun
         number = self.plan.number_at(epoch, self.begun)
         if number != self.number:
+            if not first:
+                self.stops.end_stage()
             before, self.number = self.number, number
             self._enter(number, before, restored=self._restore(number))
+            self.stops.begin_stage(number)
             if self.triggers is not None:
                 self.triggers.enter(number)
 
@@ -151,9 +158,28 @@ class Conductor:
             elif first or new_paces:
                 self._refresh(made=False)
         if self._is_shown(stage):
-            title = stage.title(number) if stage else "Stage 0 (frozen base)"
             did = {"reset": "reset", "carry": "carried over"}[mode] if not first else ""
-            print(self._report(title, self._when(), before, did), flush=True)
+            title, when = self.plan.title(number), f"from {self.when}"
+            print(self._report(title, when, before, did), flush=True)
+
+    def end_stage(self, epoch: int) -> bool:
+        """Lets the next stage begin behind `epoch`; returns False if there is none."""
+        if self.plan.schedule is None or self.number >= len(self.plan.schedule):
+            return False
+        self.begun[self.number + 1] = epoch + 1
+        return True
+
+    def heed_stops(self) -> None:
+        """A PerStage's stop ends the stage; the run, if it is the last. Another's ends the run."""
+        askers = self.stops.askers()
+        if not askers or self.model.stop_training:
+            return
+        planned = self.epoch + 1 == self.epochs
+        planned |= self.plan.number_at(self.epoch + 1, self.begun) != self.number
+        if not self.end_stage(self.epoch):
+            self.model.stop_training = True
+        elif self.gradual.verbose and not planned:
+            self.pending.append(ended_early_line(self.plan.title(self.number), self.when, askers))
 
     def _warn_of_untrained_head(self) -> None:
         """The first stage begins with the run, and the optimizer has never made a step."""
@@ -276,9 +302,15 @@ class Conductor:
         by_freezing = stage is None and any(callback.verbose for callback in self.freezing)
         return by_freezing or bool(self.gradual and self.gradual.verbose)
 
-    def _when(self) -> str:
-        epochs = (self.callback_list.params or {}).get("epochs")
-        return f"from epoch {self.epoch + 1}" + (f"/{epochs}" if epochs else "")
+    @property
+    def epochs(self) -> int | None:
+        """Of the `fit`, if known."""
+        return (self.callback_list.params or {}).get("epochs")
+
+    @property
+    def when(self) -> str:
+        """The epoch as people count it."""
+        return f"epoch {self.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
 
     def _trainable_leaves(self) -> dict[int, str]:
         """Names by id; where several layers have a name, their paths."""

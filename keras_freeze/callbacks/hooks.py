@@ -53,6 +53,9 @@ class First(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.conductor.before_others_act(loop.TRAIN_END_HOOKS)
 
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.stops.go_on()
+
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.conductor.before_others_act(loop.TEST_HOOKS)
 
@@ -60,6 +63,7 @@ class First(keras.callbacks.Callback):
         self.conductor.before_others_act(loop.TEST_END_HOOKS)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.stops.go_on()
         if logs is not None:
             logs.update(self.conductor.logs())
 
@@ -81,6 +85,10 @@ class Last(keras.callbacks.Callback):
             self.conductor.settle(f"from step {batch + 1} of epoch {self.conductor.epoch + 1}")
         self.conductor.step.arm()
 
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.conductor.stops:
+            self.conductor.stops.break_off()
+
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the validation of epoch {self.conductor.epoch + 1}")
         if self.conductor.caching is not None:
@@ -96,6 +104,7 @@ class Last(keras.callbacks.Callback):
         self.conductor.settle(f"from the end of epoch {epoch + 1}")
         self.conductor.see(epoch, logs or {})
         self.conductor.end_data()
+        self.conductor.heed_stops()
         self.conductor.keep_rates()  # now: a `fit` that raises never comes to its end
         self.conductor.show()  # the bar is done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,12 @@ class Plan:
         """The stage of that number; None before the first."""
         return self.schedule[number] if self.schedule is not None and number else None
 
-    def number_at(self, epoch: int, begun: dict[int, int] | None = None) -> int:
+    def title(self, number: int) -> str:
+        """How the user's lines call the stage of that number."""
+        stage = self.stage(number)
+        return stage.title(number) if stage else "Stage 0 (frozen base)"
+
+    def number_at(self, epoch: int, begun: Mapping[int, int] | None = None) -> int:
         return 0 if self.schedule is None else self.schedule.number_at(epoch, begun)
 
 

@@ -1,1 +1,1 @@
-"""What the user sees: plain text, no training code."""
+"""What the user sees: plain text and a plot, no training code."""

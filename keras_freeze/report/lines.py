@@ -47,6 +47,16 @@ class StageReport:
         return "\n".join(lines)
 
 
+def ended_early_line(title: str, when: str, askers: Sequence[str]) -> str:
+    """Returns who ended a stage before its time.
+
+    Examples:
+        >>> ended_early_line("Stage 1", "epoch 7/20", ["EarlyStopping"])
+        'Stage 1 ends early, with epoch 7/20: EarlyStopping'
+    """
+    return f"{title} ends early, with {when}: {', '.join(askers)}"
+
+
 def first_pass_line(cuts: Sequence[str], bytes_per_row: int | None, rows: int | None) -> str:
     """Returns what a cache is going to keep, before the base runs for the first time.
 

@@ -121,9 +121,10 @@ def acting_hooks(callback_list: Any, known: tuple[type, ...]) -> set[str]:
     hooks = [*TRAIN_HOOKS, *(() if callback_list._async_train else TRAIN_END_HOOKS)]
     hooks += [*TEST_HOOKS, *(() if callback_list._async_test else TEST_END_HOOKS)]
     others = [c for c in all_callbacks(callback_list) if not isinstance(c, known)]
-    return {hook for hook in hooks if any(_overrides(callback, hook) for callback in others)}
+    return {hook for hook in hooks if any(overrides(callback, hook) for callback in others)}
 
 
-def _overrides(callback: Any, hook: str) -> bool:
+def overrides(callback: Any, hook: str) -> bool:
+    """True if a callback has a hook of its own."""
     inherited = getattr(keras.callbacks.Callback, hook)
     return getattr(getattr(callback, hook), "__func__", None) is not inherited
