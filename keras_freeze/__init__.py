@@ -12,6 +12,7 @@ from keras_freeze.errors import (
     ScheduleError,
 )
 from keras_freeze.graph.selectors import select_layers
+from keras_freeze.models.transfer_model import TransferModel
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training.trainable import freeze, unfreeze
@@ -28,6 +29,7 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "Stage",
+    "TransferModel",
     "freeze",
     "select_layers",
     "unfreeze",

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "report": {"errors"},
     "features": {"training", "graph", "report", "errors"},
     "callbacks": {"schedule", "features", "training", "graph", "report", "errors"},
-    "": {"callbacks", "schedule", "features", "training", "graph", "errors"},
+    "models": {"callbacks", "schedule", "features", "training", "graph", "errors"},
+    "": {"callbacks", "models", "schedule", "features", "training", "graph", "errors"},
     "demo": {"", "errors"},
     "cli": {"", "errors", "demo"},
 }

@@ -25,6 +25,7 @@ NAMES = [
     "Schedule",
     "ScheduleError",
     "Stage",
+    "TransferModel",
     "freeze",
     "select_layers",
     "unfreeze",
