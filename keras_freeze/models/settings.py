@@ -80,9 +80,11 @@ def schedule_to_plain(schedule: Schedule | None, names: Callable[[Any], list[str
     stages = []
     for stage in schedule:
         given = {field.name: getattr(stage, field.name) for field in fields(stage)}
-        given = {key: value for key, value in given.items() if value is not None}
+        given = {
+            key: value for key, value in given.items() if value is not None and value is not False
+        }
         for key in {"unfreeze", "freeze"} & set(given):
-            given[key] = given[key] if _is_text(given[key]) else names(given[key])
+            given[key] = _listed(given[key]) if _is_text(given[key]) else names(given[key])
         if isinstance(stage.at, Plateau):
             given["at"] = stage.at.get_config()
         if isinstance(stage.learning_rate, keras.optimizers.schedules.LearningRateSchedule):
@@ -108,3 +110,8 @@ def _is_text(selector: Any) -> bool:
     if isinstance(selector, (list, tuple)):
         return all(map(_is_text, selector))
     return isinstance(selector, str)
+
+
+def _listed(selector: Any) -> Plain:
+    """JSON has no tuples."""
+    return selector if isinstance(selector, str) else [_listed(item) for item in selector]

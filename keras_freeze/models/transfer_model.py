@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,11 +155,19 @@ class TransferModel(keras.Model):
         """Returns the plain functional model, which needs no keras_freeze to be loaded.
 
         Layers and weights are shared. It is compiled alike, if this one is, with an optimizer that
-        begins anew.
+        begins anew. Where a loss or metric is a function that Keras doesn't know by name, it isn't,
+        and a warning says so.
         """
         plain = keras.Model(self.input, self.output, name=self.name)
         if self.compiled:
-            plain.compile_from_config(self.get_compile_config())
+            try:
+                plain.compile_from_config(self.get_compile_config())
+            except (TypeError, ValueError) as error:
+                warnings.warn(
+                    "The unwrapped model isn't compiled, because what this one is compiled with "
+                    f"can't be made a second time. Compile it yourself. {error}",
+                    stacklevel=2,
+                )
         return plain
 
     def get_config(self) -> dict[str, Any]:
