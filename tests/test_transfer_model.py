@@ -27,7 +27,7 @@ from keras_freeze import (
     TransferModel,
 )
 from keras_freeze.schedule.plateau import Plateau
-from tests.builders import RATE, L, assert_equal, data, functional_base, weights
+from tests.builders import BACKEND, RATE, L, assert_equal, data, functional_base, weights
 from tests.test_no_trace import summary, traces
 
 X, _ = data(24)
@@ -439,6 +439,8 @@ class Seen(keras.callbacks.Callback):
 
 def test_in_keras_tuner(tmp_path: Any):
     tuner = pytest.importorskip("keras_tuner")
+    if BACKEND == "tensorflow":
+        pytest.importorskip("tensorboard", reason="KerasTuner needs it on TensorFlow")
     SEEN.clear()
 
     def hypermodel(choices: Any) -> TransferModel:
