@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -340,6 +341,12 @@ def test_clones_keep_what_was_pretrained():
     assert clone.cache.stats.base_passes == 1.0
     assert_equal(theirs, weights(model))
     assert type(keras.models.clone_model(clone)) is TransferModel
+
+
+def test_users_see_the_true_signature():
+    arguments = list(inspect.signature(TransferModel).parameters)
+    assert arguments[:2] == ["base", "head"]
+    assert {"augment", "schedule", "cache", "name"} <= set(arguments)
 
 
 def test_a_clone_that_knows_no_base_says_so():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -88,10 +89,8 @@ class TransferModel(keras.Model):
         name: str | None = None,
         **unknown: Any,
     ):
-        # `clone_model` keeps the class of a functional model only if it can be called with
-        # `(inputs, outputs, name=...)`, which it reads off `*` and `**` in the signature.
         _refuse(surplus, unknown)
-        if _is_graph(base):
+        if _is_graph(base):  # as `clone_model` calls it
             super().__init__(base, head, name=name)
             self._set_up(_Setup())
             return
@@ -280,3 +279,14 @@ def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
             f"TransferModel has no argument {key!r}.{closest(key, ARGUMENTS)} It takes {listed}. "
             f"Received: {key}={value!r}"
         )
+
+
+def _like_a_functional_model(self: Any, inputs: Any, outputs: Any, name: str | None = None) -> None:
+    """The constructor that `keras.models.clone_model` asks for."""
+
+
+# `clone_model` keeps the class of a model only if its constructor looks like a functional model's:
+# else the clone would be a plain model, trained without the phases. Tried on Keras 3.12.0 and
+# 3.15.1. What users ask for, the signature of the class, stays the true one.
+cast(Any, TransferModel).__signature__ = inspect.signature(TransferModel)
+cast(Any, TransferModel.__init__).__signature__ = inspect.signature(_like_a_functional_model)
