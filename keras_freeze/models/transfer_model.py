@@ -281,7 +281,7 @@ def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
         )
 
 
-def _like_a_functional_model(self: Any, inputs: Any, outputs: Any, name: str | None = None) -> None:
+def _like_a_functional_model(self: Any, *args: Any, **kwargs: Any) -> None:
     """The constructor that `keras.models.clone_model` asks for."""
 
 
