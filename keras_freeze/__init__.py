@@ -13,6 +13,7 @@ from keras_freeze.errors import (
     ScheduleError,
 )
 from keras_freeze.graph.selectors import select_layers
+from keras_freeze.models.transfer_model import TransferModel
 from keras_freeze.report.plot import plot_history
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.schedule import Schedule
@@ -33,6 +34,7 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "Stage",
+    "TransferModel",
     "freeze",
     "plot_history",
     "select_layers",

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "report": {"schedule", "errors"},
     "features": {"training", "graph", "report", "errors"},
     "callbacks": {"schedule", "features", "training", "graph", "report", "errors"},
-    "": {"callbacks", "schedule", "features", "training", "report", "graph", "errors"},
+    "models": {"callbacks", "schedule", "features", "training", "graph", "errors"},
+    "": {"callbacks", "models", "schedule", "features", "training", "report", "graph", "errors"},
     "demo": {"", "errors"},
     "cli": {"", "errors", "demo"},
 }

@@ -27,6 +27,7 @@ NAMES = [
     "Schedule",
     "ScheduleError",
     "Stage",
+    "TransferModel",
     "freeze",
     "plot_history",
     "select_layers",

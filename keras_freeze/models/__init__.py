@@ -1,0 +1,1 @@
+"""Models that bring the callbacks along, for tools that call `fit` for you."""

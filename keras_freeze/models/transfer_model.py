@@ -1,0 +1,292 @@
+"""TransferModel: base and head as one model, whose `fit` does the phases itself."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import keras
+
+from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
+from keras_freeze.callbacks.freeze_base import FreezeBase
+from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
+from keras_freeze.callbacks.hooks import Participant
+from keras_freeze.errors import FreezeError, closest
+from keras_freeze.graph.selectors import Scope, select
+from keras_freeze.graph.tree import Layer, LayerTree
+from keras_freeze.models import parts, settings
+from keras_freeze.models.companions import add_ours
+from keras_freeze.schedule.schedule import Schedule
+
+ARGUMENTS = ("augment", "schedule", "cache", "name")
+
+
+@keras.saving.register_keras_serializable(package="keras_freeze")
+class TransferModel(keras.Model):
+    """A base and a head as one model, whose `fit` freezes and thaws the base by itself.
+
+    For tools that call `fit` for you, such as `keras.wrappers.SKLearnClassifier` in a pipeline or
+    a search of scikit-learn, and KerasTuner. It is a functional `keras.Model`: `compile`,
+    `evaluate`, `predict`, `summary` and `save` are Keras' own. `fit` adds `FreezeBase(base)`,
+    `GradualUnfreeze(schedule)` and `BottleneckCache` to the callbacks that it is given; where one
+    of them is among these already, the given one counts. They print what they do unless
+    `verbose=0`.
+
+    The `.keras` file holds schedule and cache beside the weights; a selector that is a layer or a
+    function is saved as the names of the layers that it means. `keras.models.clone_model`, which
+    scikit-learn's wrappers call, makes a TransferModel too; it makes a fresh head and keeps the
+    weights of base and augmentation, so compile before it is cloned.
+
+    Args:
+        base: a model whose inputs are known: functional, or Sequential with a `keras.Input`.
+        head: a layer, a model or a list of layers, called on the base's output in order; or a
+            number of classes: global average pooling where the output has spatial axes, then a
+            softmax over that many classes.
+        augment: a layer, a model or a list of layers in front of the base; None = nothing. The
+            inputs are the base's, or those of a model that comes first here.
+        schedule: as in `GradualUnfreeze`; None = the base stays frozen.
+        cache: None = no cache; True; a dict of `BottleneckCache`'s arguments; or a
+            `BottleneckCache`. Behind random augmentation nothing can be cached: the run is right,
+            with a `CacheWarning`. `"auto"` = a cache unless the augmentation is random.
+        name: of the model.
+        surplus: none; arguments behind `head` are given by name.
+        unknown: none.
+
+    Attributes:
+        base: the base.
+        head: a list of the head's layers.
+        augment: a list of the layers in front of the base.
+        schedule: a `Schedule`, or None.
+        cache: the `BottleneckCache` that `fit` uses, with its `stats`; or None.
+
+    Raises:
+        FreezeError: an argument can't be meant, or the parts don't fit.
+        ScheduleError: `schedule` can't be meant.
+        CacheError: `cache` can't be meant.
+
+    Examples:
+        >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="block1")])
+        >>> model = TransferModel(base, 3, schedule={2: "block1"}, cache=True)
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> x, y = np.random.rand(8, 4), np.zeros(8)
+        >>> history = model.fit(x, y, epochs=3, verbose=0)
+        >>> history.history["stage"], model.cache.stats.base_passes
+        ([0, 0, 1], 1.0)
+        >>> plain = model.unwrap()  # for those who don't have keras_freeze
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        head: Any,
+        *surplus: Any,
+        augment: Any = None,
+        schedule: Any = None,
+        cache: Any = None,
+        name: str | None = None,
+        **unknown: Any,
+    ):
+        _refuse(surplus, unknown)
+        if _is_graph(base):  # as `clone_model` calls it
+            super().__init__(base, head, name=name)
+            self._set_up(_Setup())
+            return
+        parts.check_base(base)
+        before = [] if augment is None else parts.read_layers("augment", augment)
+        stages = None if schedule is None else Schedule(schedule)
+        cached = settings.read_cache(cache, before)
+        inputs, outputs, behind = parts.join(base, head, before)
+        super().__init__(inputs, outputs, name=name)
+        follows = settings.follows_fit(cache)
+        self._set_up(_Setup(base, behind, before, stages, cached, follows))
+
+    def _set_up(self, setup: _Setup) -> None:
+        self.base = setup.base
+        self.head = setup.head
+        self.augment = setup.augment
+        self.schedule = setup.schedule
+        self.cache = setup.cache
+        self._cache_follows_fit = setup.cache_follows_fit
+
+    @property
+    def backbone(self) -> Layer:
+        """The base, by the name under which KerasHub and `FreezeBase()` know it."""
+        return self.base
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: Any = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """Trains through the stages; arguments and result are those of `keras.Model.fit`."""
+        joined = add_ours(callbacks, self._callbacks(int(verbose != 0)), self)
+        return super().fit(x, y, batch_size, epochs, verbose, joined, *rest, **options)
+
+    def _callbacks(self, verbose: int) -> list[Participant]:
+        self._check_base_is_known()
+        ours: list[Participant] = [FreezeBase(self.base, verbose=verbose)]
+        if self.schedule is not None:
+            ours.append(GradualUnfreeze(self.schedule, verbose=verbose))
+        if self.cache is not None:
+            if self._cache_follows_fit:
+                self.cache.verbose = verbose
+            ours.append(self.cache)
+        return ours
+
+    def _check_base_is_known(self) -> None:
+        if self.base is None:
+            raise FreezeError(
+                f"{self.name!r} doesn't know which of its layers are the base: it was made from "
+                "tensors, or is a clone of a model that wasn't compiled. Use TransferModel(base, "
+                "head, ...), and compile it before it is cloned."
+            )
+
+    def unwrap(self) -> keras.Model:
+        """Returns the plain functional model, which needs no keras_freeze to be loaded.
+
+        Layers and weights are shared. It is compiled alike, if this one is, with an optimizer that
+        begins anew. Where a loss or metric is a function that Keras doesn't know by name, it isn't,
+        and a warning says so.
+        """
+        plain = keras.Model(self.input, self.output, name=self.name)
+        if self.compiled:
+            try:
+                plain.compile_from_config(self.get_compile_config())
+            except (TypeError, ValueError) as error:
+                warnings.warn(
+                    "The unwrapped model isn't compiled, because what this one is compiled with "
+                    f"can't be made a second time. Compile it yourself. {error}",
+                    stacklevel=2,
+                )
+        return plain
+
+    def get_config(self) -> dict[str, Any]:
+        self._check_base_is_known()
+        save = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "base": save(self.base),
+            "head": [save(layer) for layer in self.head],
+            "augment": [save(layer) for layer in self.augment],
+            "schedule": settings.schedule_to_plain(self.schedule, self._paths),
+            "cache": settings.cache_to_plain(self.cache, self._cache_follows_fit),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> TransferModel:
+        def load(saved: Any) -> Any:
+            return keras.saving.deserialize_keras_object(saved, custom_objects=custom_objects)
+
+        model = cls(
+            load(config["base"]),
+            [load(layer) for layer in config["head"]],
+            augment=[load(layer) for layer in config["augment"]],
+            schedule=settings.schedule_from_plain(config["schedule"]),
+            cache=config["cache"],
+            name=config["name"],
+        )
+        if not config["trainable"]:
+            model.trainable = False  # True would thaw what is frozen below
+        return model
+
+    def _paths(self, selector: Any) -> list[str]:
+        """The paths of the layers that a selector means, as a selector."""
+        inner, outer = LayerTree(self.base), LayerTree(self)
+        leaves = select(Scope(inner), selector, where="`schedule`", fallback=Scope(outer))
+        return [(inner if leaf in inner else outer).paths(leaf)[-1] for leaf in leaves]
+
+    def get_compile_config(self) -> dict[str, Any] | None:
+        config: dict[str, Any] | None = super().get_compile_config()
+        if not config or self.base is None:
+            return config
+        setup = _Setup(
+            self.base,
+            list(self.head),
+            list(self.augment),
+            self.schedule,
+            self.cache,
+            self._cache_follows_fit,
+        )
+        return _CompileConfig(config, setup)
+
+    def compile_from_config(self, config: Any) -> None:
+        super().compile_from_config(config)
+        if self.base is None and isinstance(config, _CompileConfig):
+            self._become_clone(config.setup)
+
+    def _become_clone(self, original: _Setup) -> None:
+        """The layers are clones already; the clone gets a cache of its own."""
+
+        def mine(layers: list[Layer]) -> list[Layer]:
+            return [self.get_layer(layer.name) for layer in layers]
+
+        cache = settings.cache_to_plain(original.cache, original.cache_follows_fit)
+        own = _Setup(
+            self.get_layer(original.base.name),
+            mine(original.head),
+            mine(original.augment),
+            original.schedule,
+            settings.read_cache(cache, original.augment),
+            original.cache_follows_fit,
+        )
+        self._set_up(own)
+        for layer, pretrained in zip(own.augment, original.augment, strict=True):
+            layer.set_weights(pretrained.get_weights())
+        own.base.set_weights(original.base.get_weights())
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What `fit` has to know beside the graph."""
+
+    base: Layer = None
+    head: list[Layer] = field(default_factory=list)
+    augment: list[Layer] = field(default_factory=list)
+    schedule: Schedule | None = None
+    cache: BottleneckCache | None = None
+    cache_follows_fit: bool = True
+
+
+class _CompileConfig(dict[str, Any]):
+    """What `clone_model` hands from a model to its clone, last of all; in a file a plain dict."""
+
+    def __init__(self, config: Mapping[str, Any], setup: _Setup):
+        super().__init__(config)
+        self.setup = setup
+
+
+def _is_graph(given: Any) -> bool:
+    symbols = keras.tree.flatten(given)
+    return bool(symbols) and all(isinstance(each, keras.KerasTensor) for each in symbols)
+
+
+def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
+    listed = "`base`, `head`, and by name `augment`, `schedule`, `cache` and `name`"
+    if surplus:
+        raise FreezeError(f"TransferModel takes {listed}. Received: {surplus[0]!r} behind `head`")
+    for key, value in unknown.items():
+        raise FreezeError(
+            f"TransferModel has no argument {key!r}.{closest(key, ARGUMENTS)} It takes {listed}. "
+            f"Received: {key}={value!r}"
+        )
+
+
+def _like_a_functional_model(self: Any, *args: Any, **kwargs: Any) -> None:
+    """The constructor that `keras.models.clone_model` asks for."""
+
+
+# `clone_model` keeps the class of a model only if its constructor looks like a functional model's:
+# else the clone would be a plain model, trained without the phases. Tried on Keras 3.12.0 and
+# 3.15.1. What users ask for, the signature of the class, stays the true one.
+cast(Any, TransferModel).__signature__ = inspect.signature(TransferModel)
+cast(Any, TransferModel.__init__).__signature__ = inspect.signature(_like_a_functional_model)
