@@ -7,6 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
+
+from keras_freeze import Schedule
 from keras_freeze.demo import run_demo
 from keras_freeze.errors import FreezeError
 
@@ -22,23 +25,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        run_demo(seeds=options.seeds, output=options.output)
+        if options.command == "plan":
+            _plan(options)
+        else:
+            run_demo(seeds=options.seeds, output=options.output, schedule=options.schedule)
     except (FreezeError, ImportError) as error:
         print(f"keras-freeze: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _plan(options: argparse.Namespace) -> None:
+    """Prints what a schedule will do to a saved model."""
+    schedule = Schedule(options.schedule)
+    if not options.model.exists():
+        raise FreezeError(f"there is no model at {str(options.model)!r}.")
+    try:
+        model = keras.models.load_model(options.model)
+    except (ValueError, OSError) as error:
+        raise FreezeError(f"{str(options.model)!r} can't be loaded: {error}") from error
+    table = schedule.preview(
+        model,
+        epochs=options.epochs,
+        steps_per_epoch=options.steps_per_epoch,
+        data=options.images,
+        order=options.order,
+    )
+    print(table)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-freeze", description="Transfer learning in one Keras fit."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    plan = commands.add_parser(
+        "plan",
+        help="show what a schedule will do to a saved model",
+        description="Prints a table with the stages of a schedule on a model: epochs, layers, "
+        "parameters, rates, memory, what a cache keeps, and the work that is left.",
+    )
+    plan.add_argument("model", type=Path, metavar="MODEL.keras", help="a saved Keras model")
+    plan.add_argument("schedule", type=Path, metavar="PLAN.yaml", help="YAML, JSON or TOML")
+    plan.add_argument("--epochs", type=int, help="of the fit")
+    plan.add_argument("--steps-per-epoch", type=int, help="batches of an epoch")
+    plan.add_argument("--images", type=int, help="of training and validation, for the cache's size")
+    plan.add_argument(
+        "--order", default="stage", help="'stage', or 'memory': the largest optimizer first"
+    )
     demo = commands.add_parser(
         "demo",
         help="transfer a small base from the digits 0-4 to 5-9, beside two fits and from scratch",
         description="Pretrains a small base on handwritten digits 0-4 and transfers it to 5-9, in "
         "one fit, by Keras' two-fit recipe, and from scratch. Prints a table, writes a plot.",
+    )
+    demo.add_argument(
+        "--schedule", type=Path, help="a file with the schedule of the one fit (default: its own)"
     )
     demo.add_argument("--seeds", type=int, default=3, help="how many times to run (default: 3)")
     demo.add_argument(

@@ -22,7 +22,8 @@ BACKENDS = ("tensorflow", "jax", "torch")
 MAY_IMPORT = {
     "errors": set(),
     "graph": {"errors"},
-    "schedule": {"graph", "errors"},
+    "schedule": {"graph", "errors", "preview"},  # that one by Schedule.preview, when it is called
+    "preview": {"callbacks", "features", "schedule", "training", "graph", "report", "errors"},
     "training": {"graph", "errors"},
     "report": {"schedule", "errors"},
     "features": {"training", "graph", "report", "errors"},

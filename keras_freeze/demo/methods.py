@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_freeze import FreezeBase, GradualUnfreeze, Stage
+from keras_freeze import FreezeBase, GradualUnfreeze, Schedule, Stage
 from keras_freeze.demo.digits import Examples, Task
 from keras_freeze.demo.models import build_base, build_model, compile_model
 
@@ -78,19 +78,34 @@ def pretrain(examples: Examples, seed: int) -> Weights:
     return weights
 
 
-def one_fit(weights: Weights, task: Task, verbose: int) -> list[History]:
-    """Freezes and thaws in the middle of a single `fit`."""
-    model = build_model(_pretrained(weights))
-    compile_model(model, HEAD_RATE)
-    stages = [
+SCHEDULE = Schedule(
+    [
         Stage(FINE_TUNE_AT, "block3_conv:", learning_rate=FINE_TUNE_RATE, name="block3"),
         Stage(WHOLE_BASE_AT, "all", learning_rate=FINE_TUNE_RATE, name="whole base"),
     ]
-    callbacks = [FreezeBase("base", verbose=verbose), GradualUnfreeze(stages, verbose=verbose)]
+)
+
+
+def preview(schedule: Schedule) -> Any:
+    """Returns what a schedule will do to the demo's model; raises where it can't be meant."""
+    model = build_model(build_base())
+    compile_model(model, HEAD_RATE)
+    return schedule.preview(model, epochs=EPOCHS, base=schedule.base or "base")
+
+
+def one_fit(
+    weights: Weights, task: Task, verbose: int, schedule: Schedule = SCHEDULE
+) -> list[History]:
+    """Freezes and thaws in the middle of a single `fit`."""
+    model = build_model(_pretrained(weights))
+    compile_model(model, HEAD_RATE)
+    callbacks = [FreezeBase("base", verbose=verbose), GradualUnfreeze(schedule, verbose=verbose)]
     return [_fit(model, task, 0, EPOCHS, callbacks)]
 
 
-def two_fits(weights: Weights, task: Task, verbose: int) -> list[History]:
+def two_fits(
+    weights: Weights, task: Task, verbose: int, schedule: Schedule = SCHEDULE
+) -> list[History]:
     """Follows Keras' transfer-learning guide: freeze, compile, fit; unfreeze, compile, fit."""
     base = _pretrained(weights)
     base.trainable = False
@@ -102,14 +117,16 @@ def two_fits(weights: Weights, task: Task, verbose: int) -> list[History]:
     return [first, _fit(model, task, FINE_TUNE_AT, EPOCHS)]
 
 
-def from_scratch(weights: Weights, task: Task, verbose: int) -> list[History]:
+def from_scratch(
+    weights: Weights, task: Task, verbose: int, schedule: Schedule = SCHEDULE
+) -> list[History]:
     """Trains the same model on the few images alone, from random weights."""
     model = build_model(build_base())
     compile_model(model, HEAD_RATE)
     return [_fit(model, task, 0, EPOCHS)]
 
 
-Method: TypeAlias = Callable[[Weights, Task, int], list[History]]
+Method: TypeAlias = Callable[[Weights, Task, int, Schedule], list[History]]
 
 METHODS: dict[str, Method] = {
     "one fit (keras_freeze)": one_fit,
@@ -119,7 +136,14 @@ METHODS: dict[str, Method] = {
 ONE_FIT = next(iter(METHODS))
 
 
-def run_method(name: str, weights: Weights, task: Task, seed: int, verbose: int = 0) -> Result:
+def run_method(
+    name: str,
+    weights: Weights,
+    task: Task,
+    seed: int,
+    verbose: int = 0,
+    schedule: Schedule = SCHEDULE,
+) -> Result:
     """Runs one method from the same random state as the others.
 
     Args:
@@ -128,13 +152,14 @@ def run_method(name: str, weights: Weights, task: Task, seed: int, verbose: int 
         task: The data.
         seed: Makes the head's weights and the shuffling.
         verbose: 1 prints the stages of the one-fit method, 0 nothing.
+        schedule: Of the one-fit method.
 
     Returns:
         The result, its histories joined.
     """
     keras.utils.set_random_seed(seed)
     start = time.perf_counter()
-    histories = METHODS[name](weights, task, verbose)
+    histories = METHODS[name](weights, task, verbose, schedule)
     seconds = time.perf_counter() - start
     joined = {key: list(chain(*(part[key] for part in histories))) for key in histories[0]}
     return Result(name, seed, len(histories), len(joined["loss"]), seconds, joined)

@@ -6,15 +6,27 @@ from pathlib import Path
 
 import keras
 
+from keras_freeze import Schedule
 from keras_freeze.demo.digits import Task, load_task
 from keras_freeze.demo.extras import load_extra
-from keras_freeze.demo.methods import METHODS, ONE_FIT, Result, pretrain, run_method
+from keras_freeze.demo.methods import (
+    METHODS,
+    ONE_FIT,
+    SCHEDULE,
+    Result,
+    pretrain,
+    preview,
+    run_method,
+)
 from keras_freeze.demo.report import format_table, save_plot
 from keras_freeze.errors import FreezeError
 
 
 def run_demo(
-    seeds: int = 3, output: str | Path = "keras_freeze_demo.png", verbose: int = 1
+    seeds: int = 3,
+    output: str | Path = "keras_freeze_demo.png",
+    verbose: int = 1,
+    schedule: str | Path | None = None,
 ) -> list[Result]:
     """Compares one `fit` with Keras' two-`fit` recipe and with training from scratch.
 
@@ -25,12 +37,13 @@ def run_demo(
         seeds: How many times to run, each with other labelled images and weights; 1 or more.
         output: Where to write the plot; its suffix is the format.
         verbose: 1 prints the stages of the first seed, a table and the plot's path, 0 nothing.
+        schedule: A file with the schedule of the one-`fit` run; None = the demo's own.
 
     Returns:
         One result for each seed and method, seed by seed.
 
     Raises:
-        FreezeError: If `seeds` or `output` is unusable.
+        FreezeError: If `seeds`, `output` or the schedule is unusable.
         ImportError: If scikit-learn or matplotlib is not installed.
 
     Examples:
@@ -39,12 +52,15 @@ def run_demo(
         ['one fit (keras_freeze)', 'two fits (Keras guide)', 'from scratch']
     """
     path = _check(seeds, output)
+    plan = SCHEDULE if schedule is None else Schedule(schedule)
+    table = preview(plan)
     results: list[Result] = []
     for seed in range(seeds):
         task = load_task(seed)
         if verbose and seed == 0:
             _print_task(task)
-        results += _run_seed(task, seed, verbose)
+            print(f"{table}\n", flush=True)
+        results += _run_seed(task, seed, verbose, plan)
     save_plot(results, path)
     if verbose:
         _print_summary(results, seeds, path)
@@ -70,12 +86,13 @@ def _check(seeds: int, output: str | Path) -> Path:
     return path
 
 
-def _run_seed(task: Task, seed: int, verbose: int) -> Iterator[Result]:
+def _run_seed(task: Task, seed: int, verbose: int, plan: Schedule) -> Iterator[Result]:
     start = time.perf_counter()
     weights = pretrain(task.pretrain, seed)
     pretraining = time.perf_counter() - start
     for name in METHODS:
-        yield run_method(name, weights, task, seed, verbose if name == ONE_FIT and not seed else 0)
+        shown = verbose if name == ONE_FIT and not seed else 0
+        yield run_method(name, weights, task, seed, shown, plan)
     if verbose:
         total = time.perf_counter() - start
         print(f"seed {seed}: {total:.1f} s, of which pretraining {pretraining:.1f} s", flush=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import ml_dtypes
 import numpy as np
 import psutil
@@ -77,6 +80,25 @@ def free_memory() -> int:
     except (OSError, ValueError):
         return free
     return min(free, max(0, int(limit) - use)) if limit.isdigit() else free
+
+
+def row_bytes(symbols: Sequence[Any], dtype: Any = None) -> int | None:
+    """Returns the bytes of a row of features; None if a length isn't known beforehand.
+
+    Args:
+        symbols: symbolic tensors (rows, ...) of what is kept.
+        dtype: in which float features are kept; None = as they are.
+    """
+    if any(None in symbol.shape[1:] for symbol in symbols):
+        return None
+    sizes = [math.prod(symbol.shape[1:]) * _itemsize(symbol.dtype, dtype) for symbol in symbols]
+    return int(sum(sizes))
+
+
+def _itemsize(name: str, dtype: Any) -> int:
+    if dtype is not None and keras.backend.is_float_dtype(name):
+        return int(dtype.itemsize)
+    return int(numpy_dtype(name).itemsize)
 
 
 def numpy_dtype(name: str) -> Any:

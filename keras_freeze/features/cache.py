@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import keras
 
 from keras_freeze.errors import CacheWarning
 from keras_freeze.features.aside import StepAsideError
-from keras_freeze.features.budget import free_memory, numpy_dtype
+from keras_freeze.features.budget import free_memory, row_bytes
 from keras_freeze.features.compute import Features
 from keras_freeze.features.layout import Flags
 from keras_freeze.features.part import GraphPart, WholePart
@@ -256,15 +255,7 @@ class FeatureCache:
         symbols = symbols_of(self.served.part) if self.served is not None else None
         if self.store.bytes_per_row or symbols is None:
             return self.store.bytes_per_row or None
-        if any(None in symbol.shape[1:] for symbol in symbols):
-            return None
-        sizes = [math.prod(symbol.shape[1:]) * self._itemsize(symbol) for symbol in symbols]
-        return int(sum(sizes))
-
-    def _itemsize(self, symbol: Any) -> int:
-        if self.features.dtype is not None and keras.backend.is_float_dtype(symbol.dtype):
-            return int(self.features.dtype.itemsize)
-        return int(numpy_dtype(symbol.dtype).itemsize)
+        return row_bytes(symbols, self.features.dtype)
 
     def close(self) -> None:
         """Gives everything back; the counts stay."""

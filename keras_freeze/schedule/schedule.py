@@ -306,6 +306,58 @@ class Schedule:
         found = presets.auto(base, stages, start, every, learning_rate, layer_decay)
         return cls(found)
 
+    def preview(
+        self,
+        model: Any,
+        *,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        data: Any = None,
+        base: Any = None,
+        order: str = "stage",
+    ) -> Any:
+        """Says what each stage will do to a model, before any training.
+
+        Args:
+            model: built, and compiled if rates and the optimizer's memory are to be known.
+            epochs: of the fit, for the length of the last stage; a stage that lies behind them is
+                an error.
+            steps_per_epoch: for the number of steps.
+            data: the number of images, or arrays as `fit` takes them: for the bytes of a cache.
+            base: as in `GradualUnfreeze`.
+            order: `"stage"`, or `"memory"`: the stage with the largest optimizer first.
+
+        Returns:
+            A list of dicts, one for each stage, that prints itself as a table, in notebooks too;
+            `keras_freeze.preview.preview.Preview` says what the keys mean. Floating point
+            operations are counted from shapes, a multiply-add as two.
+
+        Raises:
+            ScheduleError: a stage is never reached, or leaves nothing trainable.
+            LayerMatchError: a selector matches no layer.
+
+        Examples:
+            >>> layers = [keras.layers.Dense(4, name=f"block{n}") for n in (1, 2)]
+            >>> base = keras.Sequential([keras.Input((4,)), *layers], name="base")
+            >>> model = keras.Sequential([base, keras.layers.Dense(1, name="head")])
+            >>> model.compile("adam", "mse")
+            >>> table = Schedule({2: "block2"}).preview(model, epochs=5, data=100)
+            >>> [(row["epochs"], row["trainable_params"], row["cache_bytes"]) for row in table]
+            [(2, 5, 3200), (3, 25, 1600)]
+        """
+        # Only here: a schedule knows nothing of training until it is asked about a model.
+        from keras_freeze.preview.preview import preview
+
+        return preview(
+            self,
+            model,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            data=data,
+            base=base,
+            order=order,
+        )
+
     def __getitem__(self, number: int) -> Stage:
         """The stage of that number, counted from 1."""
         return self.stages[number - 1]

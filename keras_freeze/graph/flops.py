@@ -1,0 +1,87 @@
+"""How much work the layers of a program do, counted from the shapes of its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from keras_freeze.graph.program import Program, Step, Value
+from keras_freeze.graph.tree import Layer, LayerTree, own_variables
+
+# Layers whose kernel meets every position of the output, or of the input where it is transposed.
+TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+
+
+def forward_flops(program: Program, step: Step) -> float:
+    """Returns the floating point operations of a step for one image; a multiply-add counts as two.
+
+    Weights of rank 2 and more are met once for each position: exact for dense and convolution
+    layers, an estimate for attention and recurrent ones (their products of two inputs aren't
+    counted). What has no such weights counts one operation for each number that it gives.
+    """
+    if step.enters:
+        return 0.0
+    given = sum(_size(program.symbols[number]) for number in step.writes)
+    operation = step.operation
+    if not isinstance(operation, keras.layers.Layer):
+        return float(given)
+    kernels = [
+        variable
+        for layer in LayerTree(operation)
+        if not isinstance(layer, keras.layers.Embedding)
+        for variable in own_variables(layer)
+        if len(variable.shape) > 1
+    ]
+    if not kernels:
+        return float(given)
+    numbers = step.reads.values() if _is_transposed(operation) else step.writes
+    positions = max(_positions(operation, program.symbols[number]) for number in numbers)
+    return float(2 * positions * sum(math.prod(kernel.shape) for kernel in kernels))
+
+
+def backward_flops(program: Program, trains: Callable[[Layer], bool]) -> float:
+    """Returns the operations of a backward pass for one image.
+
+    A layer's gradient with respect to its weights costs as much as its forward pass, and so does
+    that with respect to its input, which is needed as long as something trains in front of it.
+
+    Args:
+        program: of the model.
+        trains: whether a layer has weights that are trained.
+    """
+    reached: set[Value] = set()
+    total = 0.0
+    for step in program.steps:
+        behind = not reached.isdisjoint(step.reads.values())
+        own = isinstance(step.operation, keras.layers.Layer) and not step.enters
+        learns = own and trains(step.operation)
+        if behind or learns:
+            reached.update(step.writes)
+        total += forward_flops(program, step) * (behind + learns)
+    return total
+
+
+def total_flops(program: Program, steps: Iterable[Step]) -> float:
+    """Returns the operations of the forward passes of steps, for one image."""
+    return sum(forward_flops(program, step) for step in steps)
+
+
+def _is_transposed(layer: Layer) -> bool:
+    return type(layer).__name__ in TRANSPOSED
+
+
+def _positions(layer: Layer, symbol: Any) -> int:
+    """How often a kernel is used for one image: all axes but batch and channels."""
+    shape = list(symbol.shape[1:])
+    if len(shape) < 2:
+        return 1
+    first = getattr(layer, "data_format", None) == "channels_first"
+    inner = shape[1:] if first else shape[:-1]
+    return math.prod(length or 1 for length in inner)
+
+
+def _size(symbol: Any) -> int:
+    return math.prod(length or 1 for length in symbol.shape[1:])

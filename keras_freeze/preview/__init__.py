@@ -1,0 +1,1 @@
+"""What a schedule will do to a model, before any training."""

@@ -1,0 +1,190 @@
+"""The stages of a schedule on a model, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.callbacks.paces import paces_of
+from keras_freeze.callbacks.plan import Plan, make_plan
+from keras_freeze.errors import FreezeError, ScheduleError
+from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.budget import row_bytes
+from keras_freeze.features.layout import cut_names, plan_layout
+from keras_freeze.features.served import Subject
+from keras_freeze.graph.flops import backward_flops, total_flops
+from keras_freeze.graph.tree import count_params, own_variables
+from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.schedule.stage import Stage
+from keras_freeze.training import rates
+from keras_freeze.training.slots import slot_bytes
+
+Row = dict[str, Any]
+
+
+def stage_rows(
+    schedule: Schedule,
+    model: Any,
+    *,
+    epochs: int | None,
+    steps_per_epoch: int | None,
+    images: int | None,
+    base: Any,
+) -> list[Row]:
+    """Returns a row for each stage; the arguments are those of `Schedule.preview`."""
+    if not isinstance(model, keras.Model) or not model.built:
+        raise FreezeError(
+            "`model` of preview must be a built Keras model: call it on one batch, or give it an "
+            f"Input. Received: model={model!r}"
+        )
+    _check_reached(schedule, epochs)
+    chosen = schedule.base if base is None else base
+    plan = make_plan(model, [], schedule, chosen, schedule.batch_norm or "freeze")
+    optimizer = getattr(model, "optimizer", None)  # none before `compile`
+    now = rates.original_rates(optimizer) if optimizer is not None else None
+    original, rows = now, []
+    for number in range(len(schedule) + 1):
+        stage = plan.stage(number)
+        if stage is not None and now is not None and original is not None:
+            now = original if _resets(schedule, stage) else now
+            now = rates.changed(now, stage.learning_rate, f"{stage.title(number)}: {stage!r}")
+        rows.append(
+            {
+                "stage": number,
+                "name": stage.name if stage is not None else "frozen base",
+                "begins": stage.at if stage is not None else 0,
+                **_length(schedule, number, epochs, steps_per_epoch),
+                **_layers(plan, number),
+                **_rates(plan, number, now),
+                **_memory(plan, number, optimizer),
+                **_work(plan, number, model, epochs, images),
+            }
+        )
+    return rows if schedule.number_at(0) == 0 else rows[1:]
+
+
+def _check_reached(schedule: Schedule, epochs: int | None) -> None:
+    for number, stage in enumerate(schedule, start=1):
+        if epochs is not None and isinstance(stage.at, int) and stage.at >= epochs:
+            raise ScheduleError(
+                f"{stage.title(number)} (at={stage.at}) is never reached in {epochs} epochs, which "
+                f"count from 0. Train for {stage.at + 1} or more, or move the stage."
+            )
+
+
+def _resets(schedule: Schedule, stage: Stage) -> bool:
+    return (stage.optimizer or schedule.optimizer) == "reset"
+
+
+def _length(schedule: Schedule, number: int, epochs: int | None, steps: int | None) -> Row:
+    """Epochs and steps; None where a trigger decides, or the end isn't known."""
+    begins = schedule[number].at if number else 0
+    ends = schedule[number + 1].at if number < len(schedule) else epochs
+    known = isinstance(begins, int) and isinstance(ends, int)
+    length = ends - begins if known else None  # type: ignore[operator]
+    return {"epochs": length, "steps": length * steps if length and steps else None}
+
+
+def _flags(plan: Plan, number: int) -> dict[int, bool]:
+    return {id(leaf): bool(leaf.trainable) for leaf in plan.tree.leaves} | plan.flags[number]
+
+
+def _layers(plan: Plan, number: int) -> Row:
+    now = _flags(plan, number)
+    before = _flags(plan, number - 1) if number else now
+    weighted = [leaf for leaf in plan.tree.leaves if own_variables(leaf)]
+    trained = [v for leaf in weighted if now[id(leaf)] for v in own_variables(leaf)]
+    count = count_params(trained)
+    return {
+        "thawed": [leaf.name for leaf in weighted if now[id(leaf)] and not before[id(leaf)]],
+        "frozen": [leaf.name for leaf in weighted if before[id(leaf)] and not now[id(leaf)]],
+        "trainable_params": count,
+        "frozen_params": int(plan.tree.root.count_params()) - count,
+    }
+
+
+def _rates(plan: Plan, number: int, now: list[Any] | None) -> Row:
+    """The rate of the optimizer, and that of the slowest layer that trains."""
+    rate = now[0] if now is not None and len(now) == 1 else now
+    schedule = plan.schedule
+    assert schedule is not None
+    paces = paces_of(plan, number, lambda stage: _resets(schedule, stage))
+    flags = _flags(plan, number)
+    trained = [v for leaf in plan.tree.leaves if flags[id(leaf)] for v in own_variables(leaf)]
+    shares = [paces[id(v)].scale if id(v) in paces else 1.0 for v in trained]
+    lowest = rate * min(shares) if isinstance(rate, float) and shares else rate
+    stage = plan.stage(number)
+    warmup = stage.warmup_steps if stage is not None else 0
+    return {"learning_rate": rate, "lowest_rate": lowest, "warmup_steps": warmup}
+
+
+def _memory(plan: Plan, number: int, optimizer: Any) -> Row:
+    flags = _flags(plan, number)
+    trained = [v for leaf in plan.tree.leaves if flags[id(leaf)] for v in own_variables(leaf)]
+    known = slot_bytes(optimizer, trained) if optimizer is not None else None
+    return {"optimizer_bytes": known}
+
+
+def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int | None) -> Row:
+    """The cut of a cache, and what is left to do, as shares of training everything uncached."""
+    now = _flags(plan, number)
+    later = [now | flags for flags in plan.flags_after(number, epochs)]
+    roots = [found.scope.tree.root for found in plan.bases]
+    inside = [root for root in roots if root in plan.tree and root is not model]
+    subject = Subject(model, plan.tree, inside[0] if len(inside) == 1 else None, plan.base_leaves)
+    unknown = dict.fromkeys(("cut", "row_bytes", "cache_bytes", "work", "work_cached"))
+    if subject.program is None or not subject.is_readable:
+        return unknown
+    program = subject.program
+    forward = total_flops(program, program.steps)
+    backward = backward_flops(program, lambda layer: _trains(plan, layer, now))
+    try:
+        layout = plan_layout(program, subject.fixed, now, later)
+    except StepAsideError:
+        layout = None
+    row = {**unknown, "work": (forward + backward) / (3 * forward) if forward else None}
+    if layout is None or layout.cut.obstacle is not None or not layout.cut.values:
+        return row
+    size = row_bytes([program.symbols[value] for value in layout.values])
+    tail = total_flops(program, layout.cut.tail)
+    return row | {
+        "cut": cut_names(program, layout.cut.values),
+        "row_bytes": size,
+        "cache_bytes": size * images if size is not None and images is not None else None,
+        "work_cached": (tail + backward) / (3 * forward) if forward else None,
+    }
+
+
+def _trains(plan: Plan, layer: Any, flags: dict[int, bool]) -> bool:
+    below = plan.tree.below(layer) if layer in plan.tree else []
+    return any(own_variables(leaf) and flags[id(leaf)] for leaf in below)
+
+
+def number_of_images(data: Any) -> int | None:
+    """Returns how many images there are.
+
+    Args:
+        data: a number, arrays as `fit` takes them (`x`, `(x, y)`), or None.
+
+    Raises:
+        FreezeError: it is something else, whose rows can't be counted without reading it.
+    """
+    if data is None:
+        return None
+    if isinstance(data, (int, np.integer)) and not isinstance(data, bool) and data > 0:
+        return int(data)
+    first = keras.tree.flatten(data)[:1] if isinstance(data, (list, tuple, dict)) else [data]
+    if first and isinstance(getattr(first[0], "shape", None), Sequence) and first[0].shape:
+        return int(first[0].shape[0])
+    raise FreezeError(
+        "`data` of preview must be the number of images, or arrays as fit takes them. "
+        f"Received: data={type(data).__name__}"
+    )
+
+
+def memory_of(row: Row) -> tuple[int, int]:
+    """By what the stage with the most memory comes first: slots, then what is trained."""
+    return (row["optimizer_bytes"] or 0, row["trainable_params"])
