@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from typing import Any
@@ -16,6 +17,7 @@ from keras_freeze import (
     BottleneckCache,
     FreezeBase,
     GradualUnfreeze,
+    PerStage,
     Plateau,
     Schedule,
     ScheduleError,
@@ -359,3 +361,123 @@ def test_it_reads_back():
     assert eval(repr(plateau)) == plateau
     assert Plateau.from_config(plateau.get_config()) == plateau
     assert repr(Plateau()) == "Plateau(monitor='val_loss')"
+
+
+def test_a_monitor_that_a_function_of_the_user_logs():
+    values = [3.0, 2.0, 2.0, 1.0]
+    log = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(val_score=values[epoch])
+    )
+    for note in (log, PerStage(Score(values))):
+        model = builders.compiled(builders.nested())
+        thaw = GradualUnfreeze([Stage(Plateau("val_score", patience=1), "b3")], verbose=0)
+        _, history = fit([FreezeBase("base"), thaw, note], 4, model=model)
+        assert history["stage"] == [0, 0, 0, 1]
+
+
+def test_a_fit_of_no_epochs():
+    model = builders.compiled(builders.nested())
+    for stages in ([Stage(Plateau(), "b3")], [Stage(1, "b3"), Stage(Plateau(), "b2")]):
+        thaw = GradualUnfreeze(stages, verbose=0)
+        callbacks = [FreezeBase("base"), thaw]
+        history = model.fit(
+            X, Y, validation_data=VAL, initial_epoch=3, epochs=3, verbose=0, callbacks=callbacks
+        )
+        assert history.history == {}
+
+
+@pytest.mark.parametrize("steps", [3, 2])
+def test_accumulated_gradients_stay_in_their_window(steps: int):
+    """The gradient is always the same, so each update must be; epochs end inside of windows."""
+    keras.utils.set_random_seed(0)
+    base = keras.Sequential([keras.Input((6,)), builders.L.Dense(4, name="b")], name="base")
+    model = keras.Sequential([base, builders.L.Dense(1, use_bias=False, name="head")])
+    base.trainable = False
+    optimizer = keras.optimizers.SGD(2.0**-4, gradient_accumulation_steps=2)
+    model.compile(optimizer, lambda y, p: keras.ops.mean(p))
+    kernels: list[np.ndarray] = []
+    head = builders.layer(model, "head")
+    note = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: kernels.append(np.array(head.get_weights()[0]))
+    )
+    x = np.tile(X[:8], (steps, 1))
+    score = Score([2.0, 1.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
+    stage = Stage(Plateau("val_score", patience=1), name="again", restore_best=True)
+    model.fit(
+        x,
+        np.ones((len(x), 1)),
+        batch_size=8,
+        epochs=8,
+        shuffle=False,
+        verbose=0,
+        callbacks=[FreezeBase("base"), GradualUnfreeze([stage], verbose=0), score, note],
+    )
+    # Behind epoch 3 it goes back to epoch 2; the updates then go on at the same rhythm.
+    moved = [np.abs(b - a).max() for a, b in itertools.pairwise(kernels[3:])]
+    one = np.abs(kernels[1] - kernels[0]).max() / ((2 * steps) // 2 - steps // 2)
+    for change in moved:
+        updates = change / one
+        assert updates == pytest.approx(round(updates), abs=1e-4)
+        assert updates <= (steps + 1) // 2 + 1e-4
+
+
+def test_the_best_epoch_also_where_a_trigger_was_skipped():
+    """The stage that really follows asks for it, or one that is passed over does."""
+    for first, second in ((False, True), (True, False)):
+        values = [3.0, 1.0, 2.0, 2.0]
+        stages = [
+            Stage(Plateau("val_score", patience=9), "b2", restore_best=first),
+            Stage(3, "b3", restore_best=second),
+        ]
+        thaw = GradualUnfreeze(stages, optimizer="reset", verbose=0)
+        model, history = fit([FreezeBase("base"), thaw, Score(values)], 4)
+        assert history["stage"] == [0, 0, 0, 2]
+        two, _ = fit([FreezeBase("base")], 2)
+        builders.layer(two, "base").trainable = True
+        builders.layer(two, "b1").trainable = False
+        two.compile("adam", "mse")
+        fit([], 1, model=two)
+        assert_equal(model, two)
+
+
+def test_a_stage_that_is_skipped_resets_the_optimizer_too():
+    stages = [Stage(Plateau("val_score", patience=9), "b2", optimizer="reset"), Stage(2, "b3")]
+    model, _ = fit([FreezeBase("base"), GradualUnfreeze(stages, verbose=0), Score([1.0] * 3)], 3)
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 2  # of the last epoch
+
+
+def test_a_trigger_that_fires_in_the_last_epoch_is_told():
+    values = [2.0, 1.0, 2.0, 2.0]
+    stage = Stage(Plateau("val_score", patience=1), "b3", restore_best=True)
+    thaw = GradualUnfreeze([stage], verbose=0)
+    model = builders.compiled(builders.nested())
+    callbacks = [FreezeBase("base"), thaw, Score(values)]
+    with pytest.warns(UserWarning, match="its trigger fired in the last epoch"):
+        model.fit(X, Y, epochs=3, verbose=0, callbacks=callbacks)
+    with pytest.warns(UserWarning, match="in an earlier fit: nothing is restored"):
+        history = model.fit(X, Y, initial_epoch=3, epochs=4, verbose=0, callbacks=callbacks)
+    assert history.history["stage"] == [1]
+
+
+def test_a_compile_within_a_stage_keeps_the_slots_that_it_made():
+    class Compile(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 2:
+                self.model.compile("sgd", "mse")
+
+    stage = Stage(Plateau("val_score", patience=2), "b3", restore_best=True)
+    thaw = GradualUnfreeze([stage], verbose=0)
+    callbacks = [FreezeBase("base"), thaw, Compile(), Score([2.0, 1.0, 3.0, 3.0, 3.0])]
+    _, history = fit(callbacks, 5)
+    assert history["stage"] == [0, 0, 0, 0, 1]
+
+
+def test_what_was_recorded_may_come_from_a_file():
+    thaw = GradualUnfreeze([Stage(Plateau("loss"), "b3")], verbose=0)
+    thaw.begun = {"1": 2}  # as JSON has it
+    model = builders.compiled(builders.nested())
+    _, history = fit([FreezeBase("base"), thaw], 4, model=model, initial_epoch=3)
+    assert history["stage"] == [1]
+    thaw.begun = {5: 2}
+    with pytest.raises(ScheduleError, match="`begun` of GradualUnfreeze has stage 5"):
+        fit([FreezeBase("base"), thaw], 4, model=model, initial_epoch=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_freeze import FreezeBase, GradualUnfreeze, Plateau, ScheduleError, Stage
+from keras_freeze import FreezeBase, GradualUnfreeze, Plateau, Schedule, ScheduleError, Stage
 from keras_freeze.callbacks.paces import depths_in
 from keras_freeze.graph.base import find_base
 from keras_freeze.graph.tree import own_variables
@@ -211,3 +212,76 @@ def test_a_warm_up_behind_a_trigger_counts_from_where_the_stage_begins():
         fit([Stage(at, "all", warmup_steps=5)], 5, model=model)
         runs.append(builders.weights(model))
     builders.assert_equal(*runs)
+
+
+class Steps(keras.callbacks.Callback):
+    """How far the kernel of a layer moves in each epoch."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.seen = [self._kernel()]
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.seen.append(self._kernel())
+
+    def _kernel(self) -> np.ndarray:
+        return np.array(builders.layer(self.model, self.name).get_weights()[0])
+
+    @property
+    def moved(self) -> np.ndarray:
+        return np.array([np.abs(b - a).max() for a, b in itertools.pairwise(self.seen)])
+
+
+def constant() -> keras.Model:
+    """Lion moves each weight by the rate, whatever the gradient."""
+    return builders.compiled(builders.nested(), keras.optimizers.Lion(2.0**-6))
+
+
+class CompileAgain(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 6:
+            self.model.compile(keras.optimizers.Lion(2.0**-6), "mse")
+
+
+def test_a_warm_up_that_is_over_stays_over_when_the_optimizer_begins_anew():
+    steps = Steps("b3")
+    fit(
+        [Stage(2, "b3", warmup_steps=2)], 10, steps, CompileAgain(), model=constant(), batch_size=16
+    )
+    assert steps.moved[:2].max() == 0
+    assert steps.moved[2] == pytest.approx(2.0**-7, rel=1e-3)
+    np.testing.assert_allclose(steps.moved[3:], 2.0**-6, rtol=1e-3)
+
+
+def test_a_stage_that_is_skipped_warms_up_too():
+    steps = Steps("b2")
+    stages = [Stage(Plateau("loss", patience=99), "b2", warmup_steps=4), Stage(1, "b3")]
+    with pytest.warns(UserWarning, match="never began"):
+        fit(stages, 6, steps, model=constant(), batch_size=16)
+    expected = [0, 2.0**-8, 2.0**-7, 3 * 2.0**-8, 2.0**-6, 2.0**-6]
+    np.testing.assert_allclose(steps.moved, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["carry", "reset"])
+def test_ulmfit_keeps_its_rate_in_all_stages(mode: str):
+    model = builders.compiled(builders.nested())
+    schedule = Schedule.ulmfit(builders.layer(model, "base"), learning_rate=RATE / 4)
+    rates = fit(schedule, 4, model=model, mode=mode)["learning_rate"]
+    assert rates == [RATE, RATE / 4, RATE / 4, RATE / 4]
+    assert {stage.layer_decay for stage in schedule} == {1 / 2.6}
+
+
+@pytest.mark.parametrize("start", ["3", -1, Plateau(), True, None])
+def test_a_preset_that_cannot_begin_there(start: Any):
+    model = builders.nested()
+    base = builders.layer(model, "base")
+    for make in (
+        lambda: Schedule.ulmfit(base, start=start),
+        lambda: Schedule.auto(base, stages=2, start=start),
+        lambda: Schedule.chain_thaw(model, start=start),
+    ):
+        with pytest.raises(ScheduleError, match="`at` must be|`start` must be"):
+            make()

@@ -624,3 +624,19 @@ def test_errors_of_the_cache(cache: Any):
 def test_a_selector_that_matches_nothing_raises_before_the_first_step():
     with pytest.raises(LayerMatchError, match="b33"):
         fit(transfer(schedule={1: "b33"}))
+
+
+def test_a_second_fit_knows_what_a_trigger_has_begun():
+    class Score(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["score"] = [2.0, 2.0, 2.0, 2.0, 1.0, 1.0][epoch]
+
+    schedule = [Stage(Plateau("score", patience=1, mode="min"), "b3")]
+    model = TransferModel(functional_base(), L.Dense(1), schedule=schedule)
+    model.compile("adam", "mse")
+    x, y = data(16)
+    first = model.fit(x, y, epochs=4, verbose=0, callbacks=[Score()]).history["stage"]
+    assert first == [0, 0, 1, 1]
+    options = {"epochs": 6, "initial_epoch": 4, "verbose": 0, "callbacks": [Score()]}
+    assert model.fit(x, y, **options).history["stage"] == [1, 1]
+    assert model.begun == {1: 2}

@@ -20,8 +20,10 @@ from keras_freeze.callbacks.plan import (
 from keras_freeze.callbacks.rating import Rating
 from keras_freeze.callbacks.stops import Stops
 from keras_freeze.callbacks.triggers import Triggers, check_monitors
+from keras_freeze.errors import ScheduleError
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport, ended_early_line
+from keras_freeze.schedule.stage import Stage
 from keras_freeze.training import ages, functions, loop, optimizer, rates
 from keras_freeze.training.trainable import (
     apply_flags,
@@ -108,24 +110,51 @@ class Conductor:
         first = self.number < 0
         if first and self.gradual is not None:
             # A fit that goes on where another one ended knows when its stages began.
-            self.begun |= {n: at for n, at in self.gradual.begun.items() if at <= epoch}
+            self.begun |= {n: at for n, at in self._recorded().items() if at <= epoch}
             self.gradual.begun = self.begun
         number = self.plan.number_at(epoch, self.begun)
         if number != self.number:
             if not first:
                 self.stops.end_stage()
             before, self.number = self.number, number
-            self._enter(number, before, restored=self._restore(number))
+            self._enter(number, before, restored=self._restore(number, before))
             self.stops.begin_stage(number)
             if self.triggers is not None:
                 self.triggers.enter(number)
 
-    def _restore(self, number: int) -> bool:
+    def _recorded(self) -> dict[int, int]:
+        """When stages began in an earlier fit; JSON makes strings of the numbers."""
+        begun = {int(number): int(at) for number, at in self.gradual.begun.items()}
+        unknown = [n for n in begun if not 1 <= n <= len(self.gradual.schedule)]
+        if unknown:
+            raise ScheduleError(
+                f"`begun` of GradualUnfreeze has stage {unknown[0]}, but the schedule has "
+                f"{len(self.gradual.schedule)}. Received: begun={self.gradual.begun!r}"
+            )
+        return begun
+
+    def _passed(self, number: int, before: int) -> list[Stage]:
+        """The stage that begins, and those before it that were skipped."""
+        first = before + 1 if before >= 0 else number
+        found = [self.plan.stage(each) for each in range(first, number + 1)]
+        return [stage for stage in found if stage is not None]
+
+    def _restore(self, number: int, before: int) -> bool:
         """Back to the best epoch of the stage that ends, if the next one asks for it."""
-        stage = self.plan.stage(number)
-        if self.triggers is None or stage is None or not stage.restore_best:
+        asked = any(stage.restore_best for stage in self._passed(number, before))
+        if self.triggers is None or not asked:
             return False
+        if before < 0 and self.epoch and self._begins(number):
+            warnings.warn(
+                f"Stage {number} asks for the best epoch of the stage before it, which was in an "
+                "earlier fit: nothing is restored.",
+                stacklevel=2,
+            )
         return self.triggers.restore()
+
+    def _begins(self, number: int) -> bool:
+        """False where a fit goes on in the middle of a stage."""
+        return self.plan.number_at(self.epoch - 1, self.begun) < number
 
     def see(self, epoch: int, logs: dict[str, Any]) -> None:
         """Looks at the logs of an epoch, which are complete: does the stage end?"""
@@ -135,7 +164,8 @@ class Conductor:
 
     def _enter(self, number: int, before_it: int, *, restored: bool) -> None:
         stage, first = self.plan.stage(number), before_it < 0
-        mode = self._mode(stage)
+        modes = {self._mode(each) for each in self._passed(number, before_it)}
+        mode = "reset" if "reset" in modes else self._mode(stage)
         if first and stage is not None:
             self._warn_of_untrained_head()
         if first and "carry" in self._modes():
@@ -190,7 +220,7 @@ class Conductor:
 
     def _set_paces(self, number: int, before: int) -> bool:
         """Sets the share of the rate that each variable gets; True if any changed."""
-        begins = self.plan.number_at(self.epoch - 1, self.begun) < number
+        begins = self._begins(number)
         paces = self.rating.paces(number, before, self.step.paces, begins=begins)
         changed, self.step.paces = paces != self.step.paces, paces
         return changed

@@ -37,9 +37,9 @@ class GradualUnfreeze(Participant):
         verbose: 0 = silent, 1 = prints what each stage changes.
 
     Attributes:
-        begun: `{number: epoch}` of the stages behind a `Plateau` that have begun. A `fit` with
-            `initial_epoch` goes on with those that began before it; in another process, put there
-            what the first one recorded.
+        begun: `{number: epoch}` of the stages that a `Plateau` or a `PerStage` has begun. A `fit`
+            with `initial_epoch` goes on with those that began before it; in another process, put
+            there what the first one recorded.
 
     A stage behind a `Plateau` begins with the epoch after its trigger fired. `EarlyStopping` and
     whatever else sets `stop_training` ends the run, even where a stage would have begun.

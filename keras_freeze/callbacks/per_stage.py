@@ -45,8 +45,8 @@ class PerStage(Participant):
     stop by a callback that isn't in a PerStage ends the run too, in the same epoch as well.
 
     `{stage}` may stand in the path of a `ModelCheckpoint`, with a `save_freq` in batches too.
-    Epochs are those of the run: `EarlyStopping(start_from_epoch=5)` counts from its beginning. The
-    early ends belong to a run: a later `fit` with `initial_epoch` knows only the schedule's epochs.
+    Epochs are those of the run: `EarlyStopping(start_from_epoch=5)` counts from its beginning. A
+    later `fit` with `initial_epoch` and the same `GradualUnfreeze` goes on from the early ends.
 
     Args:
         callback: a Keras callback, of which each stage runs a copy (models, layers, weights and

@@ -98,13 +98,15 @@ class Rating:
         if self.plan.schedule is None:
             return {}
         paces = paces_of(self.plan, number, lambda stage: self.mode(stage) == "reset")
-        stage = self.plan.stage(number)
-        if before >= 0 and self.mode(stage) == "carry":
+        passed = range(before + 1 if before >= 0 else number, number + 1)
+        if before >= 0 and all(self.mode(self.plan.stage(each)) == "carry" for each in passed):
             paces = still_rising(paces, now)
-        if stage is not None and stage.warmup_steps and begins:
-            thawed = self.plan.thawed(number, before if before >= 0 else number - 1)
-            updates = optimizer.updates_of(self.model.optimizer)
-            paces = warmed_up(paces, thawed, stage.warmup_steps, updates)
+        for each in passed if begins else ():
+            stage = self.plan.stage(each)
+            if stage is not None and stage.warmup_steps:
+                thawed = self.plan.thawed(each, each - 1)
+                updates = optimizer.updates_of(self.model.optimizer)
+                paces = warmed_up(paces, thawed, stage.warmup_steps, updates)
         return paces
 
 

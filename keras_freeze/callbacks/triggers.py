@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -40,7 +41,7 @@ class Triggers:
         self.number = number
         self.best = self.best_epoch = None
         following = self._following
-        watch = following is not None and (self._waits or following.restore_best)
+        watch = self._waits or self._may_restore
         self.watched = Watched(monitor_of(following)) if following and watch else None
 
     @property
@@ -49,12 +50,25 @@ class Triggers:
         return None if is_last else self.schedule[self.number + 1]
 
     @property
+    def _may_restore(self) -> bool:
+        """True if a stage that may come next goes back to the best epoch of this one.
+
+        That is the next one, or, while triggers don't fire, one behind it that has its epoch.
+        """
+        for stage in list(self.schedule)[self.number :]:
+            if stage.restore_best:
+                return True
+            if isinstance(stage.at, int):
+                return False
+        return False
+
+    @property
     def _waits(self) -> bool:
         return self.schedule.waiting_at(self.number) is not None
 
     def restore(self) -> bool:
-        """Back to the best epoch of the running stage; False if that is the last one, or none."""
-        if self.best is None or self.best_epoch == self.epoch:
+        """Back to the best epoch of the running stage; False if none is known."""
+        if self.best is None:
             return False
         self.best.restore()
         return True
@@ -70,7 +84,7 @@ class Triggers:
         better = self.watched.see(None if value is None else float(value))
         if better:
             self.best_epoch = epoch
-            if following.restore_best:
+            if self._may_restore:
                 self.best = Snapshot(self.model, self.fixed)
         if not self._waits or not self.watched.is_over:
             return ""
@@ -94,11 +108,15 @@ class Triggers:
         return f"{why} Best: {watched.best:.4g} in epoch {self.best_epoch + 1}."
 
     def end(self) -> None:
-        """The fit is over: tells of triggers that never fired."""
+        """The fit is over: tells of triggers that never fired, or fired too late."""
+        if self.number < 0:
+            return  # a fit of no epochs
         for number, stage in enumerate(self.schedule, start=1):
-            if not isinstance(stage.at, Plateau) or number in self.begun:
+            if not isinstance(stage.at, Plateau) or self.begun.get(number, math.inf) <= self.epoch:
                 continue
-            if number < self.number:
+            if number in self.begun:
+                why = "its trigger fired in the last epoch"
+            elif number < self.number:
                 running = self.schedule[self.number]
                 why = f"{running.title(self.number)} began before, at its epoch {running.at}"
             elif number > self.number + 1:

@@ -110,6 +110,11 @@ class TransferModel(keras.Model):
         self.schedule = setup.schedule
         self.cache = setup.cache
         self._cache_follows_fit = setup.cache_follows_fit
+        self._remember({})
+
+    def _remember(self, begun: dict[int, int]) -> None:
+        """The epochs of stages behind a trigger, for a `fit` with `initial_epoch`: not tracked."""
+        object.__setattr__(self, "begun", begun)
 
     @property
     def backbone(self) -> Layer:
@@ -128,14 +133,22 @@ class TransferModel(keras.Model):
         **options: Any,
     ) -> Any:
         """Trains through the stages; arguments and result are those of `keras.Model.fit`."""
-        joined = add_ours(callbacks, self._callbacks(int(verbose != 0)), self)
-        return super().fit(x, y, batch_size, epochs, verbose, joined, *rest, **options)
+        ours = self._callbacks(int(verbose != 0))
+        joined = add_ours(callbacks, ours, self)
+        try:
+            return super().fit(x, y, batch_size, epochs, verbose, joined, *rest, **options)
+        finally:
+            for callback in ours:
+                if isinstance(callback, GradualUnfreeze):
+                    self._remember(callback.begun)
 
     def _callbacks(self, verbose: int) -> list[Participant]:
         self._check_base_is_known()
         ours: list[Participant] = [FreezeBase(self.base, verbose=verbose)]
         if self.schedule is not None:
-            ours.append(GradualUnfreeze(self.schedule, verbose=verbose))
+            thaw = GradualUnfreeze(self.schedule, verbose=verbose)
+            thaw.begun = dict(self.begun)
+            ours.append(thaw)
         if self.cache is not None:
             if self._cache_follows_fit:
                 self.cache.verbose = verbose

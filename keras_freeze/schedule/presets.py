@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from keras_freeze.graph.blocks import weighted_blocks
 from keras_freeze.graph.selectors import Scope
 from keras_freeze.graph.tree import Layer, LayerTree, count_params, own_variables
 from keras_freeze.schedule.plateau import Plateau
-from keras_freeze.schedule.stage import Stage
+from keras_freeze.schedule.stage import Stage, check_at
 
 Blocks = list[list[Layer]]
 
@@ -67,13 +68,14 @@ def chain_thaw(model: Any, base: Any, start: int, every: int, learning_rate: Any
     head = [leaf for leaf in whole.leaves if id(leaf) not in inside and own_variables(leaf)]
     names = [_unique(whole, leaf) for leaf in head]
     groups = [[_name(found, leaf) for leaf in block] for block in _blocks(found)]
-    step, frozen, chain = _whole("every", every), names, []
+    first, step = _epoch(start), _whole("every", every)
+    frozen, chain = names, []
     for number, group in enumerate(groups):
         chain.append(
-            Stage(start + number * step, group, frozen or None, name=f"block {number + 1}")
+            Stage(first + number * step, group, frozen or None, name=f"block {number + 1}")
         )
         frozen = group
-    at = start + len(groups) * step
+    at = first + len(groups) * step
     chain.append(Stage(at, ["all", *names], learning_rate=learning_rate, name="all"))
     return chain
 
@@ -82,11 +84,15 @@ def _from_the_top(
     firsts: list[str], start: int, every: int, learning_rate: Any, decay: float | None
 ) -> list[Stage]:
     """Stages that thaw from a layer on: those that follow thaw from a layer further down on."""
-    step = _whole("every", every)
-    rates = [{"learning_rate": learning_rate, "layer_decay": decay}] + [{}] * (len(firsts) - 1)
+    begin, step = _epoch(start), _whole("every", every)
     selectors = [f"{first}:" for first in firsts[:-1]] + ["all"]
-    pairs = zip(selectors, rates, strict=True)
-    return [Stage(start + number * step, s, **rate) for number, (s, rate) in enumerate(pairs)]
+    # Again in each stage, for one that resets the optimizer; but a part of a part is another rate.
+    again = None if isinstance(learning_rate, Mapping) else learning_rate
+    rates = [learning_rate] + [again] * (len(selectors) - 1)
+    return [
+        Stage(begin + number * step, selector, learning_rate=rate, layer_decay=decay)
+        for number, (selector, rate) in enumerate(zip(selectors, rates, strict=True))
+    ]
 
 
 def _balanced(blocks: Blocks, count: int) -> Blocks:
@@ -129,6 +135,17 @@ def _unique(tree: LayerTree, leaf: Layer) -> str:
     """The name of a layer; its path where several have that name."""
     alike = [other for other in tree.leaves if other.name == leaf.name]
     return leaf.name if len(alike) == 1 else tree.paths(leaf)[0]
+
+
+def _epoch(start: Any) -> int:
+    """The epoch of the first of several stages."""
+    at = check_at(start)
+    if isinstance(at, Plateau):
+        raise ScheduleError(
+            "`start` must be an epoch, as the stages that follow are counted from it. For triggers "
+            f"make a Schedule of Stage(Plateau(...), ...). Received: start={start!r}"
+        )
+    return at
 
 
 def _whole(argument: str, value: Any) -> int:

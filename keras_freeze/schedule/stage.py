@@ -47,12 +47,14 @@ class Stage:
             deep ones); what lies outside the base learns at the full rate. It holds until a stage
             sets another one, or resets the optimizer. `None` leaves it alone.
         warmup_steps: the layers that this stage thaws begin slowly: update i of so many gets i /
-            `warmup_steps` of the rate. The others are not slowed down.
+            `warmup_steps` of the rate. The others are not slowed down. It goes on over the end of
+            the stage, but not into another `fit`.
         optimizer: `"carry"` or `"reset"` for this stage alone; `None` = as the schedule's user
             (`GradualUnfreeze`) says.
         restore_best: goes back, when the stage begins, to the best epoch of the stage that ends:
-            its weights and the optimizer's slots. Best by the monitor of the `Plateau`; with an
-            epoch in `at`, by `val_loss`.
+            its weights and the optimizer's slots. Best by the monitor of the `Plateau` that ends
+            it; where none is waited for, by `val_loss`. What was best in an earlier `fit` isn't
+            known.
         name: shown in the stage's lines.
 
     Raises:

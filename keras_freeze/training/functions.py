@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import keras
@@ -221,6 +222,7 @@ class GuardedStep:
         for member in optimizer.leaves(self.model.optimizer):
             births = ages.births_of(member)
             held = member._trainable_variables if member.built else []
+            self._end_warm_ups(held, ages.updates(member) // _window(member))
             paced = [(member._var_key(v), self.paces.get(id(v), FULL)) for v in held]
             paces = {key: pace for key, pace in paced if pace != FULL}
             if births or paces:
@@ -232,6 +234,13 @@ class GuardedStep:
             if made:
                 self.train = self.model.train_function
             self._put(None)
+
+    def _end_warm_ups(self, held: list[Any], updates: int) -> None:
+        """Where an optimizer began anew, what warmed up by the old count is warm by now."""
+        for variable in held:
+            pace = self.paces.get(id(variable), FULL)
+            if pace.steps and pace.start > updates:
+                self.paces[id(variable)] = replace(pace, start=0, steps=0)
 
     def arm(self) -> None:
         """Lets the next step, and that alone, run through the guard."""
@@ -270,6 +279,11 @@ class GuardedStep:
             if self.server is not None:
                 return self.server.step("train", args, self.plain)
             return self.plain()(*args)
+
+
+def _window(optimizer: Any) -> int:
+    """The steps to an update."""
+    return optimizer.gradient_accumulation_steps or 1
 
 
 class ServedTest:

@@ -68,7 +68,10 @@ def known_logs(model: Any, callback_list: Any) -> set[str] | None:
     None if that can't be said: steps and callbacks of the user's may log what they like.
     """
     own = [getattr(type(model), name) for name in ("train_step", "test_step", "compute_metrics")]
-    own += [type(callback) for callback in all_callbacks(callback_list)]
+    callbacks = [getattr(each, "callback", each) for each in all_callbacks(callback_list)]
+    if any(isinstance(each, keras.callbacks.LambdaCallback) for each in callbacks):
+        return None
+    own += [type(callback) for callback in callbacks]  # PerStage holds another one
     ours = ("keras", __package__.split(".")[0])
     if any(each.__module__.split(".")[0] not in ours for each in own):
         return None

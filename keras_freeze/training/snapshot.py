@@ -1,7 +1,7 @@
 """Weights and optimizer slots at one moment of a `fit`, to go back to.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
-`_iterations`, `_learning_rate`, `_trainable_variables`, `_var_key`.
+`_iterations`, `_learning_rate`, `_trainable_variables`, `_accumulated_gradients`, `_var_key`.
 """
 
 from __future__ import annotations
@@ -41,16 +41,28 @@ class Snapshot:
         sync(self.model)
         for variable, value in self.weights:
             variable.assign(value)
-        for variable in _slots(self.model):
-            if id(variable) in self.slots:
+        slots = _slots(self.model)
+        if {id(variable) for variable in slots} != set(self.slots):
+            return  # made anew since, by a `compile` or a change of flags: they stay as they are
+        members = zip(leaves(self.model.optimizer), self.updates, strict=True)
+        since = [(member, ages.updates(member) - before) for member, before in members]
+        running = {id(v) for member, steps in since for v in _window(member, steps)}
+        for variable in slots:
+            if id(variable) not in running:
                 variable.assign(self.slots[id(variable)][1])
-        members = leaves(self.model.optimizer)
-        for member, before in zip(members, self.updates, strict=True):
-            _grow_younger(member, ages.updates(member) - before)
+        for member, steps in since:
+            _grow_younger(member, steps)
+
+
+def _window(optimizer: Any, steps: int) -> list[Variable]:
+    """What has been accumulated of the window that runs, if the snapshot was at another place."""
+    each = optimizer.gradient_accumulation_steps or 1
+    return list(optimizer._accumulated_gradients) if steps % each else []
 
 
 def _grow_younger(optimizer: Any, steps: int) -> None:
     """The updates since don't count: slots of step s are corrected as at step s."""
+    steps -= steps % (optimizer.gradient_accumulation_steps or 1)
     births = ages.births_of(optimizer)
     keys = [optimizer._var_key(variable) for variable in optimizer._trainable_variables]
     ages.set_births(optimizer, {key: births.get(key, 0) + steps for key in keys})
