@@ -283,5 +283,5 @@ def test_a_preset_that_cannot_begin_there(start: Any):
         lambda: Schedule.auto(base, stages=2, start=start),
         lambda: Schedule.chain_thaw(model, start=start),
     ):
-        with pytest.raises(ScheduleError, match="`at` must be|`start` must be"):
+        with pytest.raises(ScheduleError, match=r"`at` must be|`start` must be"):
             make()
