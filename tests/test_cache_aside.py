@@ -425,11 +425,12 @@ class BaseAlone(keras.Model):
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            loss = self._loss(x, y)
+            outputs = self.head(self.base(x * 0.5))
+            loss = self.compute_loss(x, y, outputs)
         trained = self.trainable_weights
         self.optimizer.apply(tape.gradient(loss, trained), trained)
         self._loss_tracker.update_state(loss)
-        return {"loss": loss}
+        return self.compute_metrics(x, y, outputs)
 
     def _train_on_jax(self, state, x, y):
         import jax

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -177,8 +176,9 @@ def number_of_images(data: Any) -> int | None:
     if isinstance(data, (int, np.integer)) and not isinstance(data, bool) and data > 0:
         return int(data)
     first = keras.tree.flatten(data)[:1] if isinstance(data, (list, tuple, dict)) else [data]
-    if first and isinstance(getattr(first[0], "shape", None), Sequence) and first[0].shape:
-        return int(first[0].shape[0])
+    shape = getattr(first[0], "shape", None) if first else None
+    if shape is not None and len(shape):
+        return int(shape[0])
     raise FreezeError(
         "`data` of preview must be the number of images, or arrays as fit takes them. "
         f"Received: data={type(data).__name__}"

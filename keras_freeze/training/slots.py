@@ -48,7 +48,7 @@ def _slots_of_rank(optimizer: Any, rank: int) -> list[tuple[Shape, int]]:
     return [
         (tuple(int(length) for length in slot.shape), _itemsize(slot.dtype))
         for slot in slots
-        if slot.shape or not rank
+        if len(slot.shape) or not rank
     ]
 
 
