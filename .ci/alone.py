@@ -1,6 +1,8 @@
-"""The installed wheel, with one backend and nothing else: one fit over two stages."""
+"""The installed wheel, with one backend and nothing else: one fit over two stages, from a file."""
 
 import sys
+import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,7 +13,10 @@ base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="block1")
 model = keras.Sequential([base, keras.layers.Dense(1)])
 model.compile("adam", "mse")
 cache = keras_freeze.BottleneckCache()
-thaw = keras_freeze.GradualUnfreeze({1: "block1"})
+plan = Path(tempfile.mkdtemp(), "plan.json")
+keras_freeze.Schedule({1: "block1"}).to_file(plan)
+assert [row["trainable_params"] for row in keras_freeze.Schedule(plan).preview(model)] == [9, 49]
+thaw = keras_freeze.GradualUnfreeze(plan)
 callbacks = [keras_freeze.FreezeBase("base"), thaw, cache]
 history = model.fit(np.ones((8, 4)), np.ones((8, 1)), epochs=2, verbose=0, callbacks=callbacks)
 assert history.history["stage"] == [0, 1], history.history
