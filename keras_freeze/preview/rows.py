@@ -82,9 +82,9 @@ def _length(schedule: Schedule, number: int, epochs: int | None, steps: int | No
     """Epochs and steps; None where a trigger decides, or the end isn't known."""
     begins = schedule[number].at if number else 0
     ends = schedule[number + 1].at if number < len(schedule) else epochs
-    known = isinstance(begins, int) and isinstance(ends, int)
-    length = ends - begins if known else None  # type: ignore[operator]
-    return {"epochs": length, "steps": length * steps if length and steps else None}
+    if not isinstance(begins, int) or not isinstance(ends, int):
+        return {"epochs": None, "steps": None}
+    return {"epochs": ends - begins, "steps": (ends - begins) * steps if steps else None}
 
 
 def _flags(plan: Plan, number: int) -> dict[int, bool]:
