@@ -1,13 +1,14 @@
 """What a cache costs: memory beyond its rows, and time where it steps aside.
 
-    KERAS_BACKEND=jax python benchmarks/cache_costs.py [--repeats 5] [--output FILE.json]
+    KERAS_BACKEND=jax python benchmarks/cache_costs.py [--repeats 5] [--epochs 12]
+                                                     [--output FILE.json]
 
 - memory: the peak of the resident memory of a run with the cache, less that of the same run without
   it, over the bytes of the rows that are kept. Each run is a process of its own; 1.0 is the least.
 - aside: the time of a run whose cache steps aside, over that of the run without the callback, in
   turns in one process. "at once": Dropout is live in the base, which shows before the first step.
-  "later": the images differ in each epoch, which shows only in the second of 12; what that costs
-  is paid once (steps compiled for nothing), so a longer run loses a smaller share.
+  "later": the images differ in each epoch, which shows only in the second; what that costs is
+  paid once (steps compiled for nothing), so a longer run loses a smaller share.
 
 The images are random and the weights too: only memory and time are measured.
 """
@@ -91,7 +92,9 @@ def peak(side: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, cache.stats.bytes)
 
 
-def aside(repeats: int, make: Callable[[], Any], callbacks: list[Any], *, differ: bool) -> float:
+def aside(
+    repeats: int, epochs: int, make: Callable[[], Any], callbacks: list[Any], *, differ: bool
+) -> float:
     """Returns the median ratio of the times with and without a cache."""
     ratios = []
     for repeat in range(repeats + 1):
@@ -102,7 +105,7 @@ def aside(repeats: int, make: Callable[[], Any], callbacks: list[Any], *, differ
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 start = time.perf_counter()
-                one.fit(data, epochs=12, verbose=0, callbacks=[*callbacks, *cache])
+                one.fit(data, epochs=epochs, verbose=0, callbacks=[*callbacks, *cache])
                 seconds[with_cache] = time.perf_counter() - start
             assert not any(each.stats.enabled for each in cache)
         ratios.append(seconds[True] / seconds[False])
@@ -113,6 +116,7 @@ def main() -> None:
     """Reads the options, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=12, help="of the runs that step aside")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--peak", choices=["plain", "cached"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -120,14 +124,15 @@ def main() -> None:
         peak(options.peak)
         return
     found = memory()
-    frozen = [FreezeBase("base")]
+    frozen, runs = [FreezeBase("base")], (options.repeats, options.epochs)
     results = {
         "backend": keras.backend.backend(),
         "keras": keras.__version__,
         "cores": os.cpu_count(),
         "memory": found,
-        "aside at once": aside(options.repeats, lambda: model(dropout=0.1), [], differ=False),
-        "aside later": aside(options.repeats, model, frozen, differ=True),
+        "epochs": options.epochs,
+        "aside at once": aside(*runs, lambda: model(dropout=0.1), [], differ=False),
+        "aside later": aside(*runs, model, frozen, differ=True),
     }
     print(json.dumps(results, indent=2))
     if options.output:

@@ -58,4 +58,7 @@ def stride(size: int) -> int:
 
 def fingerprint(elements: Array) -> Key:
     """Returns a hash of elements of an array."""
-    return xxhash.xxh3_128_digest(np.ascontiguousarray(elements).reshape(-1).view(np.uint8).data)
+    flat = np.ascontiguousarray(elements).reshape(-1)
+    # A dtype that isn't NumPy's own, like bfloat16, has no buffer.
+    raw = flat if flat.dtype.isbuiltin == 1 else flat.view(np.uint8)
+    return xxhash.xxh3_128_digest(raw.data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,6 @@ from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
-SMALL = 1 << 16  # elements
 
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
@@ -88,30 +86,13 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
-    """Returns what takes the fingerprints of variables: only what counts leaves the device.
-
-    Small ones are read in one piece: one by one only if it isn't what it was.
-    """
-    small = [variable for variable in variables if math.prod(variable.shape) <= SMALL]
-    known: dict[int, Key] = {}
-    last: list[Key] = []
-
-    def take() -> list[Key]:
-        pieces: dict[Any, list[Any]] = {}
-        for variable in small:
-            pieces.setdefault(variable.value.dtype, []).append(variable.value.detach().reshape(-1))
-        now = [fingerprint(to_numpy(torch.cat(piece))) for piece in pieces.values()]
-        if now != last:
-            last[:] = now
-            known.update((id(variable), _print(variable.value)) for variable in small)
-        return [known.get(id(variable)) or _print(variable.value) for variable in variables]
-
-    return take
+    """Returns what takes the fingerprints of variables: only what counts leaves the device."""
+    return lambda: [_print(variable.value.detach()) for variable in variables]
 
 
 def _print(value: Any) -> Key:
-    flat = value.detach().reshape(-1)
-    return fingerprint(to_numpy(flat[:: stride(flat.numel())]))
+    apart = stride(value.numel())
+    return fingerprint(to_numpy(value if apart == 1 else value.reshape(-1)[::apart]))
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
