@@ -12,7 +12,8 @@ import pytest
 from keras_freeze import BottleneckCache, CacheError, CacheWarning, FreezeBase, LayerMatchError
 from tests import builders
 from tests.builders import BACKEND, L
-from tests.test_cache_parity import VAL, Run, X, Y, compare
+from tests.reference.cached import Run, X, Y, compare
+from tests.test_cache_parity import VAL
 
 
 def check_aside(run: Run, reason: str, *, same: bool = True) -> BottleneckCache:

@@ -24,7 +24,8 @@ from keras_freeze.graph.program import read_program
 from keras_freeze.graph.tree import LayerTree
 from tests import builders
 from tests.builders import L
-from tests.test_cache_parity import VAL, X, Y
+from tests.reference.cached import X, Y
+from tests.test_cache_parity import VAL
 from tests.test_no_trace import raise_in, traces
 
 

@@ -10,7 +10,15 @@ import keras
 import numpy as np
 import pytest
 
-from keras_freeze import BottleneckCache, FreezeBase, FreezeError, GradualUnfreeze, PerStage, Stage
+from keras_freeze import (
+    BottleneckCache,
+    FreezeBase,
+    FreezeError,
+    GradualUnfreeze,
+    PerStage,
+    Plateau,
+    Stage,
+)
 from tests.builders import assert_equal, compiled, data, layer, nested, weights
 
 C = keras.callbacks
@@ -100,6 +108,19 @@ def test_the_best_weights_of_each_stage_as_in_fits_by_hand(optimizer):
     )
     assert history["stage"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert {key: history[key] for key in expected} == expected
+    assert_equal(weights(model), weights(reference))
+
+
+def test_the_best_weights_by_the_stage_too():
+    """`restore_best` has the last word, where both restore: the slots must fit the weights."""
+    stages = [Stage(Plateau("loss", patience=9), "b3", restore_best=True)]
+    stops = PerStage(StopsAt(3))
+    both = [PerStage(patient(3, restore_best_weights=True)), *ours(stages)]
+    model, reference = (model_for(keras.optimizers.Adam(0.125)) for _ in range(2))
+    history = fit(model, both, epochs=6)
+    expected = fit(reference, [stops, *ours(stages)], epochs=6)
+    assert history["stage"] == expected["stage"] == [0, 0, 0, 0, 1, 1]
+    assert expected["loss"][3] == min(expected["loss"][:4])  # not the first, as `patient` says
     assert_equal(weights(model), weights(reference))
 
 

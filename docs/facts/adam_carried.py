@@ -1,0 +1,55 @@
+"""A weight is thawed after 1000 steps: how long is its longest step, in learning rates?"""
+
+import keras
+import numpy as np
+
+from keras_freeze import FreezeBase, GradualUnfreeze
+
+RATE, STEPS = 1e-3, 1000
+
+
+class Shift(keras.layers.Layer):
+    def build(self, shape):
+        self.shift = self.add_weight(name="shift", shape=(), initializer="ones")
+
+    def call(self, inputs):
+        return inputs + self.shift
+
+
+def longest(run):
+    """`run` trains; the gradient of each weight is 1 in each step."""
+    values = []
+    look = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: values.append(
+            float(keras.ops.convert_to_numpy(layers[1].shift))
+        )
+    )
+    layers = [keras.Input((1,)), Shift(name="base"), Shift(name="head")]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.Adam(RATE), lambda y, output: keras.ops.mean(output))
+    run(model, look)
+    return f"{np.abs(np.diff(values[-41:])).max() / RATE:.1f} learning rates"
+
+
+def carried(model, look):
+    """Adam knows both weights from the start; the gradients of one are 0 at first."""
+    shift, head = (layer.shift for layer in model.layers)
+    optimizer = model.optimizer
+    optimizer.build([shift, head])
+    one, none = keras.ops.ones(()), keras.ops.zeros(())
+    for _ in range(STEPS):
+        optimizer.apply([none, one], [shift, head])
+    for _ in range(41):
+        look.on_train_batch_end(0, None)
+        optimizer.apply([one, one], [shift, head])
+
+
+def one_fit(model, look):
+    x = np.zeros((STEPS, 1), "float32")
+    callbacks = [FreezeBase("base"), GradualUnfreeze({1: "all"}, verbose=0), look]
+    model.fit(x, x, batch_size=1, epochs=1, verbose=0, callbacks=callbacks)
+    model.fit(x[:41], x[:41], batch_size=1, initial_epoch=1, epochs=2, verbose=0, callbacks=callbacks)
+
+
+print("stock Keras: ", longest(carried))
+print("keras_freeze:", longest(one_fit))

@@ -1,0 +1,126 @@
+"""Tables and a plot of measured results, from the files that the benchmarks write."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+from shown import DATA, load, table
+
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+TITLES = {
+    "vgg19_64": "VGG19-64, 5 + 5 epochs",
+    "mobilenet_v2_96_head": "MobileNetV2-96, head, 40 epochs",
+    "mobilenet_v2_224": "MobileNetV2-224 (small)",
+    "resnet50_224": "ResNet50-224 (small)",
+    "efficientnet_b0_224": "EfficientNetB0-224 (small)",
+}
+
+
+def _results(backend: str) -> dict[str, Any]:
+    """Workload -> seconds of each path and the difference, of all files of a backend."""
+    found: dict[str, Any] = {}
+    for path in sorted(DATA.glob(f"two_phase_*_{backend}.json")):
+        found |= {name: value for name, value in load(path.name).items() if name in TITLES}
+    return found
+
+
+def _ratio(seconds: dict[str, list[float]], above: str) -> float:
+    pairs = list(zip(seconds.get(above, []), seconds["ours"], strict=False))
+    return median(a / b for a, b in pairs) if pairs else math.nan
+
+
+def _seconds(values: list[float]) -> str:
+    return f"{median(values):.1f} s" if values else "-"
+
+
+def _times(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def two_phase() -> str:
+    """All workloads on all backends."""
+    rows = []
+    for name, title in TITLES.items():
+        for backend, label in BACKENDS.items():
+            result = _results(backend).get(name)
+            if result is None:
+                continue
+            seconds, far = result["seconds"], result["difference"]
+            rows.append(
+                [
+                    title,
+                    label,
+                    _seconds(seconds.get("stock", [])),
+                    _seconds(seconds["limit"]),
+                    _seconds(seconds["ours"]),
+                    _times(_ratio(seconds, "stock")),
+                    _times(_ratio(seconds, "limit")),
+                    "-" if far is None or math.isnan(far) else f"{far:.0e}",
+                    str(len(seconds["ours"])),
+                ]
+            )
+    head = ["workload", "backend", "stock", "L", "ours", "stock / ours", "eta", "difference", "runs"]
+    return table(head, rows)
+
+
+def gains() -> str:
+    """The one table of the home page."""
+    rows = []
+    for backend, label in BACKENDS.items():
+        seconds = _results(backend)["vgg19_64"]["seconds"]
+        stock, ours = _ratio(seconds, "stock"), _ratio(seconds, "limit")
+        rows.append(
+            [label, _seconds(seconds["stock"]), _seconds(seconds["ours"]), f"{stock:.1f} x", f"{ours:.2f}"]
+        )
+    return table(
+        ["VGG19, 64x64, 5 + 5 epochs", "stock Keras, two fits", "one fit", "faster", "L / ours"], rows
+    )
+
+
+def machine() -> str:
+    """Where the figures come from."""
+    found = load("two_phase_vgg19_torch.json")["machine"]
+    return (
+        f"{found['cores']} cores, {found['machine']}, CPU; Keras {found['keras']}, Python "
+        f"{found['python']}. Seconds are medians over the runs. *difference* is the largest of any "
+        "epoch's loss or accuracy between stock Keras and ours."
+    )
+
+
+def costs() -> str:
+    """Memory and time where the cache steps aside."""
+    rows = []
+    for backend, label in BACKENDS.items():
+        found = load(f"cache_costs_{backend}.json")
+        rows.append(
+            [
+                label,
+                f"{found['memory']['ratio']:.2f}",
+                f"{found['aside at once']:.2f}",
+                f"{found['aside later']:.2f}",
+            ]
+        )
+    return table(["backend", "memory", "aside at once", "aside later, 12 epochs of 0.4 s"], rows)
+
+
+def plot() -> Any:
+    """eta of each workload, by backend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2))
+    axes = figure.subplots()
+    names = list(TITLES)
+    for index, (backend, label) in enumerate(BACKENDS.items()):
+        results = _results(backend)
+        known = [name for name in names if name in results]
+        places = [names.index(name) + 0.27 * (index - 1) for name in known]
+        heights = [_ratio(results[name]["seconds"], "limit") for name in known]
+        bars = axes.bar(places, heights, 0.25, label=label)
+        axes.bar_label(bars, [f"{height:.2f}" for height in heights], fontsize=7)
+    axes.axhline(1, color="0.3", linewidth=1, linestyle="--")
+    axes.set_xticks(range(len(names)), [TITLES[name].split(",")[0] for name in names], fontsize=7)
+    axes.set_ylabel("eta = L / ours")
+    axes.legend(fontsize=8)
+    return figure

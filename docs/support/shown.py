@@ -1,0 +1,29 @@
+"""What the pages print beside plain text."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def svg(figure: Any) -> str:
+    """A matplotlib figure as an image within the page, readable in dark mode too."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", facecolor="white", bbox_inches="tight")
+    drawing = text.getvalue()
+    return f'<div class="plot">{drawing[drawing.index("<svg") :]}</div>'
+
+
+def load(name: str) -> Any:
+    """A file of measured results."""
+    return json.loads((DATA / name).read_text())
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Rows as a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
