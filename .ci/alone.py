@@ -1,5 +1,6 @@
 """The installed wheel, with one backend and nothing else: one fit over two stages, from a file."""
 
+import importlib.metadata
 import sys
 import tempfile
 from pathlib import Path
@@ -25,4 +26,11 @@ assert cache.stats.base_passes == 1.0, cache.stats
 others = {"tensorflow", "torch"} & set(sys.modules)
 assert not others, others
 assert "site-packages" in keras_freeze.__file__, keras_freeze.__file__
+files = {str(path) for path in importlib.metadata.files("keras_freeze") or ()}
+tops = {path.split("/")[0] for path in files if "bin/" not in path}
+version = keras_freeze.__version__
+assert tops == {"keras_freeze", f"keras_freeze-{version}.dist-info"}, tops
+needed = {"keras_freeze/py.typed", "keras_freeze/schedule/schema.json"}
+assert needed <= files, needed - files
+assert not [path for path in files if "tests" in path], files
 print(f"keras_freeze {keras_freeze.__version__} on {keras.backend.backend()} alone: fine")

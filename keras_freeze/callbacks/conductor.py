@@ -11,6 +11,7 @@ import keras
 
 from keras_freeze.callbacks.caching import Caching
 from keras_freeze.callbacks.checks import at_most_one, check_built, check_optimizer
+from keras_freeze.callbacks.clock import StageClock
 from keras_freeze.callbacks.plan import (
     Plan,
     make_plan,
@@ -20,10 +21,8 @@ from keras_freeze.callbacks.plan import (
 from keras_freeze.callbacks.rating import Rating
 from keras_freeze.callbacks.stops import Stops
 from keras_freeze.callbacks.triggers import Triggers, check_monitors
-from keras_freeze.errors import ScheduleError
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport, ended_early_line
-from keras_freeze.schedule.stage import Stage
 from keras_freeze.training import ages, functions, loop, optimizer, rates
 from keras_freeze.training.trainable import (
     apply_flags,
@@ -58,12 +57,10 @@ class Conductor:
         self.stages = bool(self.freezing or self.gradual or self.recompile)
         self.plan = self._make_plan()
         check_built(model, self.plan.ruled)
-        self.number = -1  # no stage yet
+        self.clock = StageClock(self.plan, self.gradual)
         self.rating = Rating(model, self.plan, self._mode)
-        self.epoch = 0
         self.changes = 0  # of other callbacks
         self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
-        self.begun: dict[int, int] = {}  # epochs of stages that began otherwise than by their own
         self.triggers = self._make_triggers()
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
@@ -101,60 +98,20 @@ class Conductor:
         leaves = self.plan.base_leaves if self.recompile is None else []
         kept = [leaf for leaf in leaves if id(leaf) not in thawed]
         fixed = {id(variable) for leaf in kept for variable in own_variables(leaf)}
-        return Triggers(schedule, self.begun, self.model, fixed)
+        return Triggers(schedule, self.clock.begun, self.model, fixed)
 
     def begin_epoch(self, epoch: int) -> None:
         """Brings the model into the stage that holds in `epoch`."""
-        self.epoch = epoch
         self.stops.begin_epoch()
-        first = self.number < 0
-        if first and self.gradual is not None:
-            # A fit that goes on where another one ended knows when its stages began.
-            self.begun |= {n: at for n, at in self._recorded().items() if at <= epoch}
-            self.gradual.begun = self.begun
-        number = self.plan.number_at(epoch, self.begun)
-        if number != self.number:
-            if not first:
-                self.stops.end_stage()
-            before, self.number = self.number, number
-            self._enter(number, before, restored=self._restore(number, before))
-            self.stops.begin_stage(number)
-            if self.triggers is not None:
-                self.triggers.enter(number)
-
-    def _recorded(self) -> dict[int, int]:
-        """When stages began in an earlier fit; JSON makes strings of the numbers."""
-        begun = {int(number): int(at) for number, at in self.gradual.begun.items()}
-        unknown = [n for n in begun if not 1 <= n <= len(self.gradual.schedule)]
-        if unknown:
-            raise ScheduleError(
-                f"`begun` of GradualUnfreeze has stage {unknown[0]}, but the schedule has "
-                f"{len(self.gradual.schedule)}. Received: begun={self.gradual.begun!r}"
-            )
-        return begun
-
-    def _passed(self, number: int, before: int) -> list[Stage]:
-        """The stage that begins, and those before it that were skipped."""
-        first = before + 1 if before >= 0 else number
-        found = [self.plan.stage(each) for each in range(first, number + 1)]
-        return [stage for stage in found if stage is not None]
-
-    def _restore(self, number: int, before: int) -> bool:
-        """Back to the best epoch of the stage that ends, if the next one asks for it."""
-        asked = any(stage.restore_best for stage in self._passed(number, before))
-        if self.triggers is None or not asked:
-            return False
-        if before < 0 and self.epoch and self._begins(number):
-            warnings.warn(
-                f"Stage {number} asks for the best epoch of the stage before it, which was in an "
-                "earlier fit: nothing is restored.",
-                stacklevel=2,
-            )
-        return self.triggers.restore()
-
-    def _begins(self, number: int) -> bool:
-        """False where a fit goes on in the middle of a stage."""
-        return self.plan.number_at(self.epoch - 1, self.begun) < number
+        if not self.clock.begin_epoch(epoch):
+            return
+        if not self.clock.is_first:
+            self.stops.end_stage()
+        asked = self.clock.goes_back()
+        self._enter(restored=asked and self.triggers is not None and self.triggers.restore())
+        self.stops.begin_stage(self.clock.number)
+        if self.triggers is not None:
+            self.triggers.enter(self.clock.number)
 
     def see(self, epoch: int, logs: dict[str, Any]) -> None:
         """Looks at the logs of an epoch, which are complete: does the stage end?"""
@@ -162,9 +119,10 @@ class Conductor:
             text = self.triggers.see(epoch, logs)
             self.pending += [text] if text and self.gradual.verbose else []
 
-    def _enter(self, number: int, before_it: int, *, restored: bool) -> None:
-        stage, first = self.plan.stage(number), before_it < 0
-        modes = {self._mode(each) for each in self._passed(number, before_it)}
+    def _enter(self, *, restored: bool) -> None:
+        number, before_it = self.clock.number, self.clock.before
+        stage, first = self.clock.stage, self.clock.is_first
+        modes = {self._mode(each) for each in self.clock.passed()}
         mode = "reset" if "reset" in modes else self._mode(stage)
         if first and stage is not None:
             self._warn_of_untrained_head()
@@ -182,7 +140,7 @@ class Conductor:
             if made:
                 mode_now = "reset" if reset else "carry"
                 functions.take_effect(self.model, mode_now, in_fit=not first)
-            new_paces = self._set_paces(number, before_it)
+            new_paces = self._set_paces()
             if made:
                 self._note_change()
             elif first or new_paces:
@@ -192,37 +150,30 @@ class Conductor:
             title, when = self.plan.title(number), f"from {self.when}"
             print(self._report(title, when, before, did), flush=True)
 
-    def end_stage(self, epoch: int) -> bool:
-        """Lets the next stage begin behind `epoch`; returns False if there is none."""
-        if self.plan.schedule is None or self.number >= len(self.plan.schedule):
-            return False
-        self.begun[self.number + 1] = epoch + 1
-        return True
-
     def heed_stops(self) -> None:
         """A PerStage's stop ends the stage; the run, if it is the last. Another's ends the run."""
         askers = self.stops.askers()
         if not askers or self.model.stop_training:
             return
-        planned = self.epoch + 1 == self.epochs
-        planned |= self.plan.number_at(self.epoch + 1, self.begun) != self.number
-        if not self.end_stage(self.epoch):
+        planned = self.clock.epoch + 1 == self.epochs or self.clock.ends_as_planned()
+        if not self.clock.end_stage():
             self.model.stop_training = True
         elif self.gradual.verbose and not planned:
-            self.pending.append(ended_early_line(self.plan.title(self.number), self.when, askers))
+            title = self.plan.title(self.clock.number)
+            self.pending.append(ended_early_line(title, self.when, askers))
 
     def _warn_of_untrained_head(self) -> None:
         """The first stage begins with the run, and the optimizer has never made a step."""
         stage = self.plan.stage(1)
         untrained = not any(map(ages.updates, optimizer.leaves(self.model.optimizer)))
-        if stage is not None and stage.unfreeze is not None and self.epoch == 0 and untrained:
+        if stage is not None and stage.unfreeze is not None and self.clock.epoch == 0 and untrained:
             warn_of_untrained_head(stage)
 
-    def _set_paces(self, number: int, before: int) -> bool:
+    def _set_paces(self) -> bool:
         """Sets the share of the rate that each variable gets; True if any changed."""
-        begins = self._begins(number)
-        paces = self.rating.paces(number, before, self.step.paces, begins=begins)
-        changed, self.step.paces = paces != self.step.paces, paces
+        clock, now = self.clock, self.step.paces
+        paces = self.rating.paces(clock.number, clock.before, now, begins=clock.begins())
+        changed, self.step.paces = paces != now, paces
         return changed
 
     def _mode(self, stage: Any) -> str:
@@ -284,19 +235,19 @@ class Conductor:
     def _find_server(self) -> functions.Server | None:
         if self.caching is None:
             return None
-        self.caching.follow(self.number)
+        self.caching.follow(self.clock.number)
         return self.caching.server
 
     def begin_data(self) -> None:
         """Before the data of an epoch begin to flow, after all that other callbacks did."""
-        self.rating.tell_of_others(self.number)
+        self.rating.tell_of_others(self.clock.number)
         if self.caching is not None:
             self.pending += filter(None, [self.caching.begin_data(self.step)])
 
     def end_data(self) -> None:
         """The epoch and its validation are over."""
         if self.caching is not None:
-            self.pending += filter(None, [self.caching.end_data(self.epoch)])
+            self.pending += filter(None, [self.caching.end_data(self.clock.epoch)])
 
     def logs(self) -> dict[str, float]:
         """What every epoch's logs carry: numbers, so that any logger shows them."""
@@ -304,7 +255,7 @@ class Conductor:
             return {}  # a cache alone must not be seen in the History
         watching = self.recompile is not None and not self.freezing and self.gradual is None
         return {
-            "stage": self.changes if watching else self.number,
+            "stage": self.changes if watching else self.clock.number,
             "trainable_params": count_params(self.model.trainable_variables),
             **rates.log_rates(self.model.optimizer),
         }
@@ -340,7 +291,7 @@ class Conductor:
     @property
     def when(self) -> str:
         """The epoch as people count it."""
-        return f"epoch {self.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
+        return f"epoch {self.clock.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
 
     def _trainable_leaves(self) -> dict[int, str]:
         """Names by id; where several layers have a name, their paths."""

@@ -5,6 +5,7 @@ eight other seeds) by the accuracy of both transfers together; training from scr
 head's rate there, and keeps it throughout. The demo's test images had no part in the choice.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_freeze import FreezeBase, GradualUnfreeze, Schedule, Stage
-from keras_freeze.demo.digits import Examples, Task
+from keras_freeze.demo.digits import Examples, Task, load_task
 from keras_freeze.demo.models import build_base, build_model, compile_model
 
 Weights: TypeAlias = list[NDArray[np.float32]]
@@ -163,6 +164,31 @@ def run_method(
     seconds = time.perf_counter() - start
     joined = {key: list(chain(*(part[key] for part in histories))) for key in histories[0]}
     return Result(name, seed, len(histories), len(joined["loss"]), seconds, joined)
+
+
+def digits_transfer(seed: int = 0) -> tuple[Any, Examples, Examples]:
+    """A small pretrained base and data to transfer it to, for examples: made in seconds, offline.
+
+    Args:
+        seed: Makes the base's weights and chooses the labelled images.
+
+    Returns:
+        The base, which has learned the digits 0 to 4, a functional model from (8, 8, 1) to
+        (4, 4, 64); 50 labelled images of 5 to 9, (50, 8, 8, 1) in 0..1, and their labels from 0;
+        and the same of all other images of these digits.
+
+    Examples:
+        >>> base, (images, labels), (test_images, test_labels) = digits_transfer()
+        >>> base.name, images.shape, len(test_images)
+        ('base', (50, 8, 8, 1), 846)
+    """
+    task = load_task(seed)
+    return _pretrained(_pretrained_weights(seed)), task.few, task.test
+
+
+@functools.cache
+def _pretrained_weights(seed: int) -> Weights:
+    return pretrain(load_task(seed).pretrain, seed)
 
 
 def _pretrained(weights: Weights) -> Any:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import keras
 
-from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
 from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import FreezeError, closest
 from keras_freeze.graph.selectors import Scope, select
 from keras_freeze.graph.tree import Layer, LayerTree
-from keras_freeze.models import parts, settings
+from keras_freeze.models import cloning, parts, settings
+from keras_freeze.models.cloning import CompileConfig, Setup
 from keras_freeze.models.companions import add_ours
 from keras_freeze.schedule.schedule import Schedule
 
@@ -90,9 +88,9 @@ class TransferModel(keras.Model):
         **unknown: Any,
     ):
         _refuse(surplus, unknown)
-        if _is_graph(base):  # as `clone_model` calls it
+        if cloning.is_graph(base):  # as `clone_model` calls it
             super().__init__(base, head, name=name)
-            self._set_up(_Setup())
+            self._set_up(Setup())
             return
         parts.check_base(base)
         before = [] if augment is None else parts.read_layers("augment", augment)
@@ -101,9 +99,9 @@ class TransferModel(keras.Model):
         inputs, outputs, behind = parts.join(base, head, before)
         super().__init__(inputs, outputs, name=name)
         follows = settings.follows_fit(cache)
-        self._set_up(_Setup(base, behind, before, stages, cached, follows))
+        self._set_up(Setup(base, behind, before, stages, cached, follows))
 
-    def _set_up(self, setup: _Setup) -> None:
+    def _set_up(self, setup: Setup) -> None:
         self.base = setup.base
         self.head = setup.head
         self.augment = setup.augment
@@ -222,7 +220,7 @@ class TransferModel(keras.Model):
         config: dict[str, Any] | None = super().get_compile_config()
         if not config or self.base is None:
             return config
-        setup = _Setup(
+        setup = Setup(
             self.base,
             list(self.head),
             list(self.augment),
@@ -230,57 +228,12 @@ class TransferModel(keras.Model):
             self.cache,
             self._cache_follows_fit,
         )
-        return _CompileConfig(config, setup)
+        return CompileConfig(config, setup)
 
     def compile_from_config(self, config: Any) -> None:
         super().compile_from_config(config)
-        if self.base is None and isinstance(config, _CompileConfig):
-            self._become_clone(config.setup)
-
-    def _become_clone(self, original: _Setup) -> None:
-        """The layers are clones already; the clone gets a cache of its own."""
-
-        def mine(layers: list[Layer]) -> list[Layer]:
-            return [self.get_layer(layer.name) for layer in layers]
-
-        cache = settings.cache_to_plain(original.cache, original.cache_follows_fit)
-        own = _Setup(
-            self.get_layer(original.base.name),
-            mine(original.head),
-            mine(original.augment),
-            original.schedule,
-            settings.read_cache(cache, original.augment),
-            original.cache_follows_fit,
-        )
-        self._set_up(own)
-        for layer, pretrained in zip(own.augment, original.augment, strict=True):
-            layer.set_weights(pretrained.get_weights())
-        own.base.set_weights(original.base.get_weights())
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """What `fit` has to know beside the graph."""
-
-    base: Layer = None
-    head: list[Layer] = field(default_factory=list)
-    augment: list[Layer] = field(default_factory=list)
-    schedule: Schedule | None = None
-    cache: BottleneckCache | None = None
-    cache_follows_fit: bool = True
-
-
-class _CompileConfig(dict[str, Any]):
-    """What `clone_model` hands from a model to its clone, last of all; in a file a plain dict."""
-
-    def __init__(self, config: Mapping[str, Any], setup: _Setup):
-        super().__init__(config)
-        self.setup = setup
-
-
-def _is_graph(given: Any) -> bool:
-    symbols = keras.tree.flatten(given)
-    return bool(symbols) and all(isinstance(each, keras.KerasTensor) for each in symbols)
+        if self.base is None and isinstance(config, CompileConfig):
+            self._set_up(cloning.setup_of_clone(self, config.setup))
 
 
 def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
@@ -294,12 +247,4 @@ def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
         )
 
 
-def _like_a_functional_model(self: Any, *args: Any, **kwargs: Any) -> None:
-    """The constructor that `keras.models.clone_model` asks for."""
-
-
-# `clone_model` keeps the class of a model only if its constructor looks like a functional model's:
-# else the clone would be a plain model, trained without the phases. Tried on Keras 3.12.0 and
-# 3.15.1. What users ask for, the signature of the class, stays the true one.
-cast(Any, TransferModel).__signature__ = inspect.signature(TransferModel)
-cast(Any, TransferModel.__init__).__signature__ = inspect.signature(_like_a_functional_model)
+cloning.keep_class(TransferModel)

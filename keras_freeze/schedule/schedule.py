@@ -318,6 +318,9 @@ class Schedule:
     ) -> Any:
         """Says what each stage will do to a model, before any training.
 
+        What `GradualUnfreeze` is given beside a schedule is to be given to the schedule here:
+        `Schedule(stages, optimizer="reset", batch_norm="train").preview(model)`.
+
         Args:
             model: built, and compiled if rates and the optimizer's memory are to be known.
             epochs: of the fit, for the length of the last stage; a stage that lies behind them is
