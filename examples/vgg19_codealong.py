@@ -1,13 +1,14 @@
 """The transfer learning codealong with VGG19, in one `fit`.
 
-A classic lesson: a folder of photos of two classes, VGG19 as a feature extractor, augmentation, then
-fine-tuning from `block5_conv1` on; usually three or more `compile` and `fit` calls. Here it is one.
+A classic lesson: a folder of photos of two classes, VGG19 as a feature extractor, augmentation,
+then fine-tuning from `block5_conv1` on; usually three or more `compile` and `fit` calls. Here it is
+one.
 
     python examples/vgg19_codealong.py [FOLDER]
 
-FOLDER has `train`, `validation` and `test`, each with a subfolder for each class. Without it, or where
-ImageNet's weights can't be downloaded, it falls back, and says so, to scikit-learn's digits and a small
-base that is pretrained on the spot.
+FOLDER has `train`, `validation` and `test`, each with a subfolder for each class. Without it, or
+where ImageNet's weights can't be downloaded, it falls back, and says so, to scikit-learn's digits
+and a small base that is pretrained on the spot.
 """
 
 # --8<-- [start:imports]
@@ -81,6 +82,7 @@ def build(base):
 
 # --8<-- [end:model]
 
+
 # --8<-- [start:fit]
 def train(model, sets, fine_tune_from, *cache):
     """Feature extraction, then fine-tuning: one `fit`. Returns its History, and its seconds."""
@@ -104,12 +106,15 @@ def train(model, sets, fine_tune_from, *cache):
 
 # --8<-- [end:fit]
 
+
 # --8<-- [start:augmented]
 def augmented(sets, times=3):
-    """Each training image a few times, shifted and turned a little: as data, so the cache serves it."""
+    """Each training image a few times, shifted and turned: as data, so the cache serves it."""
     (images, labels), *others = sets
     keras.utils.set_random_seed(0)
-    vary = keras.Sequential([keras.layers.RandomTranslation(0.05, 0.05), keras.layers.RandomRotation(0.02)])
+    vary = keras.Sequential(
+        [keras.layers.RandomTranslation(0.05, 0.05), keras.layers.RandomRotation(0.02)]
+    )
     varied = [keras.ops.convert_to_numpy(vary(images, training=True)) for _ in range(times)]
     return [(np.concatenate([images, *varied]), np.tile(labels, times + 1)), *others]
 

@@ -16,7 +16,6 @@ from keras_freeze import (
     BottleneckCache,
     CacheWarning,
     FreezeBase,
-    GradualUnfreeze,
     RecompileOnTrainableChange,
     Stage,
 )

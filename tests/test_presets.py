@@ -190,9 +190,7 @@ DIGITS = {
     "lp_ft": lambda model, base: Schedule.lp_ft(start=Plateau("loss", patience=2, max_epochs=9)),
     "ulmfit": lambda model, base: Schedule.ulmfit(base, start=6, every=3),
     "chain_thaw": lambda model, base: Schedule.chain_thaw(model, start=6, every=3),
-    "auto": lambda model, base: Schedule.auto(
-        base, stages=3, start=6, every=4, learning_rate=3e-4
-    ),
+    "auto": lambda model, base: Schedule.auto(base, stages=3, start=6, every=4, learning_rate=3e-4),
 }
 
 

@@ -16,19 +16,28 @@ class Shift(keras.layers.Layer):
         return inputs + self.shift
 
 
+class Look(keras.callbacks.Callback):
+    """Notes the weight of the base after each step."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.values = layer, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        self.values.append(float(keras.ops.convert_to_numpy(self.layer.shift)))
+
+
 def longest(run):
     """`run` trains; the gradient of each weight is 1 in each step."""
-    values = []
-    look = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: values.append(
-            float(keras.ops.convert_to_numpy(layers[1].shift))
-        )
-    )
-    layers = [keras.Input((1,)), Shift(name="base"), Shift(name="head")]
-    model = keras.Sequential(layers)
+    layers = [Shift(name="base"), Shift(name="head")]
+    model = keras.Sequential([keras.Input((1,)), *layers])
     model.compile(keras.optimizers.Adam(RATE), lambda y, output: keras.ops.mean(output))
+    look = Look(layers[0])
+    look.set_model(model)
     run(model, look)
-    return f"{np.abs(np.diff(values[-41:])).max() / RATE:.1f} learning rates"
+    return f"{np.abs(np.diff(look.values[-41:])).max() / RATE:.1f} learning rates"
 
 
 def carried(model, look):
@@ -48,7 +57,9 @@ def one_fit(model, look):
     x = np.zeros((STEPS, 1), "float32")
     callbacks = [FreezeBase("base"), GradualUnfreeze({1: "all"}, verbose=0), look]
     model.fit(x, x, batch_size=1, epochs=1, verbose=0, callbacks=callbacks)
-    model.fit(x[:41], x[:41], batch_size=1, initial_epoch=1, epochs=2, verbose=0, callbacks=callbacks)
+    model.fit(
+        x[:41], x[:41], batch_size=1, initial_epoch=1, epochs=2, verbose=0, callbacks=callbacks
+    )
 
 
 print("stock Keras: ", longest(carried))

@@ -17,7 +17,7 @@ class Thaw(keras.callbacks.Callback):
 
 def run(*callbacks):
     keras.utils.set_random_seed(0)
-    base = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8)], name="base")
+    base = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="inner")], name="base")
     model = keras.Sequential([keras.Input((6,)), base, keras.layers.Dense(1)])
     base.trainable = False
     model.compile("adam", "mse")

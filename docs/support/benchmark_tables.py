@@ -61,7 +61,17 @@ def two_phase() -> str:
                     str(len(seconds["ours"])),
                 ]
             )
-    head = ["workload", "backend", "stock", "L", "ours", "stock / ours", "eta", "difference", "runs"]
+    head = [
+        "workload",
+        "backend",
+        "stock",
+        "L",
+        "ours",
+        "stock / ours",
+        "eta",
+        "difference",
+        "runs",
+    ]
     return table(head, rows)
 
 
@@ -72,10 +82,17 @@ def gains() -> str:
         seconds = _results(backend)["vgg19_64"]["seconds"]
         stock, ours = _ratio(seconds, "stock"), _ratio(seconds, "limit")
         rows.append(
-            [label, _seconds(seconds["stock"]), _seconds(seconds["ours"]), f"{stock:.1f} x", f"{ours:.2f}"]
+            [
+                label,
+                _seconds(seconds["stock"]),
+                _seconds(seconds["ours"]),
+                f"{stock:.1f} x",
+                f"{ours:.2f}",
+            ]
         )
     return table(
-        ["VGG19, 64x64, 5 + 5 epochs", "stock Keras, two fits", "one fit", "faster", "L / ours"], rows
+        ["VGG19, 64x64, 5 + 5 epochs", "stock Keras, two fits", "one fit", "faster", "L / ours"],
+        rows,
     )
 
 

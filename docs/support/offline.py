@@ -32,7 +32,7 @@ def prepare() -> None:
 def note() -> str:
     """What is said on the page."""
     return (
-        "*This page was built without a network: here the weights of MobileNetV2 are random and the "
-        "images are 120 drawings of two classes, so the accuracies say nothing. With your photos and "
-        "ImageNet's weights the lines look the same.*"
+        "*This page was built without a network: here the weights of MobileNetV2 are random and "
+        "the images are 120 drawings of two classes, so the accuracies say nothing. With your "
+        "photos and ImageNet's weights the lines look the same.*"
     )

@@ -82,7 +82,9 @@ class Last(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if batch == 0 or self.conductor.watched:
-            self.conductor.settle(f"from step {batch + 1} of epoch {self.conductor.clock.epoch + 1}")
+            self.conductor.settle(
+                f"from step {batch + 1} of epoch {self.conductor.clock.epoch + 1}"
+            )
         self.conductor.step.arm()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -96,7 +98,9 @@ class Last(keras.callbacks.Callback):
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.conductor.watched:
-            self.conductor.settle(f"within the validation of epoch {self.conductor.clock.epoch + 1}")
+            self.conductor.settle(
+                f"within the validation of epoch {self.conductor.clock.epoch + 1}"
+            )
         if self.conductor.caching is not None:
             self.conductor.caching.arm_test()
 
