@@ -26,6 +26,7 @@ from keras_freeze.demo.models import build_base, build_model, compile_model
 from keras_freeze.graph.tree import count_params
 from tests import builders
 from tests.builders import L
+from tests.reference.search import examples
 
 X, Y = builders.data(16)
 VAL = builders.data(8, seed=1)
@@ -45,6 +46,7 @@ def chain(widths: list[int]) -> keras.Model:
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.data())
+@examples(30)
 def test_auto_balances_stages(widths: list[int], data: Any):
     """Each cut is the nearest there is to its share, and every stage thaws something new."""
     base = chain(widths)

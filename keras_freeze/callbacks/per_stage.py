@@ -47,6 +47,8 @@ class PerStage(Participant):
     `{stage}` may stand in the path of a `ModelCheckpoint`, with a `save_freq` in batches too.
     Epochs are those of the run: `EarlyStopping(start_from_epoch=5)` counts from its beginning. A
     later `fit` with `initial_epoch` and the same `GradualUnfreeze` goes on from the early ends.
+    A callback that opens a file does so in each stage: `CSVLogger` would keep the last stage only,
+    unless `append=True`.
 
     Args:
         callback: a Keras callback, of which each stage runs a copy (models, layers, weights and

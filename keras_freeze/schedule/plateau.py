@@ -30,7 +30,8 @@ class Plateau:
     Args:
         monitor: what is watched, a name as it stands in the logs.
         patience: the number of epochs without an improvement after which the stage ends; 0 is the
-            first epoch that isn't better.
+            first epoch that isn't better. With `validation_freq`, only epochs whose logs have the
+            monitor count.
         min_delta: what counts as an improvement: more than this, in the monitor's own unit.
         mode: `"min"`, `"max"` or `"auto"` (by the monitor's name: `"max"` for accuracies, AUC,
             precision, recall, F-scores, IoU and R2, else `"min"`).
