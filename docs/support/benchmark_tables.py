@@ -27,8 +27,11 @@ def _results(backend: str) -> dict[str, Any]:
 
 
 def _ratio(seconds: dict[str, list[float]], above: str) -> float:
-    pairs = list(zip(seconds.get(above, []), seconds["ours"], strict=False))
-    return median(a / b for a, b in pairs) if pairs else math.nan
+    """Of the medians, or the median of what was measured in turns."""
+    values, ours = seconds.get(above, []), seconds["ours"]
+    if len(values) == len(ours):
+        return median(a / b for a, b in zip(values, ours, strict=True))
+    return median(values) / median(ours) if values else math.nan
 
 
 def _seconds(values: list[float]) -> str:
