@@ -228,6 +228,29 @@ def test_back_to_the_best_epoch_with_its_slots(optimizer: str):
             np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (variable, expected)))
 
 
+def several() -> keras.Optimizer:
+    rest = keras.optimizers.Adam(0.01, name="rest")
+    head = keras.optimizers.SGD(0.01, momentum=0.5, name="head")
+    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(rest, {"head/.*": head}))
+
+
+AROUND = {"loss scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))}
+if hasattr(keras.optimizers, "MultiOptimizer"):  # Keras >= 3.15
+    AROUND["several"] = several
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_back_to_the_best_epoch_with_optimizers_within_one(name: str):
+    """The run is that of a stage which began right behind the best epoch."""
+    stage = Stage(Plateau("val_score", patience=2), "b3", restore_best=True)
+    thaw = GradualUnfreeze([stage], verbose=0)
+    score = Score([3.0, 1.0, 2.0, 2.0, 5.0, 5.0, 5.0])
+    model, _ = fit([FreezeBase("base"), thaw, score], 7, optimizer=AROUND[name]())
+    thaw = GradualUnfreeze({2: "b3"}, verbose=0)
+    early, _ = fit([FreezeBase("base"), thaw], 5, optimizer=AROUND[name]())
+    assert_equal(model, early)
+
+
 def test_a_cache_makes_one_pass():
     values = [3, 2, 2, 1, 1, 1, 1, 1]
     stages = [
