@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # no compiling: the pages' models are small
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and their threads would only wait for each other
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
