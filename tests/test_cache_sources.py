@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import builders
-from tests.builders import BACKEND, L
+from tests.builders import BACKEND
 from tests.reference.cached import Run, check
 from tests.reference.search import examples
+from tests.test_cache_parity import two_inputs
 
 DIFFERENT = 9  # rows there are to pick from
 OWN = {"tensorflow": ["tf.data"], "torch": ["DataLoader"], "jax": []}[BACKEND]
@@ -152,15 +153,8 @@ class Feed:
             options |= {"validation_batch_size": self.batch[1], "validation_freq": self.freq}
         stages = {1: "b3"} if self.thaws else None
         metrics = {"metrics": [], "weighted_metrics": ["mae"]} if self.weighted else {}
-        make = branches if self.nested else builders.nested
+        make = two_inputs if self.nested else builders.nested
         return Run(make, self.data, stages, options, metrics, traced=self.traced)
-
-
-def branches() -> keras.Model:
-    """An image goes through the base, numbers straight to the head."""
-    image, numbers = keras.Input((6,), name="image"), keras.Input((3,), name="numbers")
-    both = L.Concatenate()([builders.functional_base()(image), numbers])
-    return keras.Model({"image": image, "numbers": numbers}, L.Dense(1, name="head")(both))
 
 
 @st.composite

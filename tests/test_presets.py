@@ -20,9 +20,8 @@ from keras_freeze import (
     ScheduleError,
     select_layers,
 )
-from keras_freeze.demo import methods
-from keras_freeze.demo.digits import load_task
-from keras_freeze.demo.models import build_base, build_model, compile_model
+from keras_freeze.demo import digits_transfer, methods
+from keras_freeze.demo.models import build_model, compile_model
 from keras_freeze.graph.tree import count_params
 from tests import builders
 from tests.builders import L
@@ -196,29 +195,20 @@ DIGITS = {
 }
 
 
-@pytest.fixture(scope="module")
-def digits() -> tuple[Any, Any]:
-    """The demo's task, and its pretrained base's weights."""
-    task = load_task(0)
-    return task, methods.pretrain(task.pretrain, 0)
-
-
 @pytest.mark.parametrize("name", DIGITS)
-def test_each_preset_learns_the_demos_digits(digits: Any, name: str, tmp_path: pathlib.Path):
+def test_each_preset_learns_the_demos_digits(name: str, tmp_path: pathlib.Path):
     """From a file that it was written to, through all of its stages; by chance 20 % are right."""
-    task, pretrained = digits
+    base, few, test = digits_transfer()
     keras.utils.set_random_seed(0)
-    base = build_base()
-    base.set_weights(pretrained)
     model = build_model(base)
     compile_model(model, methods.HEAD_RATE)
     schedule = DIGITS[name](model, base)
     schedule.to_file(tmp_path / "plan.yaml")
     thaw = GradualUnfreeze(tmp_path / "plan.yaml", verbose=0)
     options = {"batch_size": methods.BATCH_SIZE, "epochs": methods.EPOCHS, "verbose": 0}
-    history = model.fit(*task.few, callbacks=[FreezeBase("base"), thaw], **options).history
+    history = model.fit(*few, callbacks=[FreezeBase("base"), thaw], **options).history
     begun = thaw.begun
     assert history["stage"] == [schedule.number_at(e, begun) for e in range(methods.EPOCHS)]
     assert set(history["stage"]) == set(range(len(schedule) + 1))
-    _, accuracy = model.evaluate(*task.test, batch_size=len(task.test[0]), verbose=0)
+    _, accuracy = model.evaluate(*test, batch_size=len(test[0]), verbose=0)
     assert accuracy > 0.7

@@ -122,7 +122,7 @@ def costs() -> str:
                 f"{found['aside later']:.2f}",
             ]
         )
-    return table(["backend", "memory", "aside at once", "aside later, 12 epochs of 0.4 s"], rows)
+    return table(["backend", "memory", "aside at once", "aside later, 12 epochs"], rows)
 
 
 def plot() -> Any:

@@ -120,13 +120,13 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
     """Returns what takes the fingerprints of variables: only what counts leaves the device.
 
-    Eagerly: one traced read of 260 variables takes 4 ms instead of 10, and 1.2 s to trace.
+    Eagerly: one traced read of 260 variables takes 4 ms instead of 8, and 1.2 s to trace.
     """
     return lambda: [_print(_read(variable.value)) for variable in variables]
 
 
 def _read(variable: Any) -> Any:
-    """Returns the tensor of a variable: a third of the time of `read_value`."""
+    """Returns the tensor of a variable: half the time of `read_value`."""
     return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
 
 
