@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -90,9 +88,9 @@ class Features:
         """Returns how many rows may be computed when one of a batch isn't known.
 
         On CPUs several batches of the prefix at once keep cores busy that one leaves idle: JAX
-        takes half the time on two of them.
+        takes half the time on two of them. PyTorch runs once what depends on weights alone.
         """
-        rows = AT_ONCE * batch if served.overlaps else batch
+        rows = AT_ONCE * batch if served.is_faster_together else batch
         return rows if self.store.room >= rows and served.is_trusted else 0
 
     def _gathered(
@@ -129,13 +127,8 @@ class Features:
         batches = [np.resize(np.roll(ordered, -start), rows.size) for start in starts]
         began = time.perf_counter()
         self.watch.before_prefix()
-        if len(batches) == 1:
-            everything = len(positions) == rows.size == len(rows)
-            parts = [self._run(rows, None if everything else batches[0], served, kind, state)]
-        else:
-            run = self._ready(rows, batches[0], served, kind, state)
-            with ThreadPoolExecutor(len(batches)) as pool:
-                parts = list(pool.map(run, batches))
+        whole = len(batches) == 1 and len(positions) == rows.size == len(rows)
+        parts = self._run(rows, [None] if whole else batches, served, kind, state)
         self.watch.after_prefix()
         self.watch.prefix_seconds = time.perf_counter() - began
         return {
@@ -143,22 +136,12 @@ class Features:
         }
 
     def _run(
-        self, rows: Rows, positions: Positions | None, served: Served, kind: str, state: Any
-    ) -> Columns:
-        inputs = rows.inputs(positions)
-        features = served.prefix(kind)(state, inputs)(inputs)
-        return self._arrays(features, rows.size if positions is None else len(positions), served)
-
-    def _ready(
-        self, rows: Rows, positions: Positions, served: Served, kind: str, state: Any
-    ) -> Callable[[Positions], Columns]:
-        """Returns what runs the prefix on positions of as many rows, in any thread."""
-        prefix = served.prefix(kind)(state, rows.inputs(positions))
-
-        def run(positions: Positions) -> Columns:
-            return self._arrays(prefix(rows.inputs(positions)), len(positions), served)
-
-        return run
+        self, rows: Rows, batches: list[Any], served: Served, kind: str, state: Any
+    ) -> list[Columns]:
+        """The features of batches: each the positions of its rows, or None for all rows."""
+        features = served.prefix(kind)(state, [rows.inputs(positions) for positions in batches])
+        counts = [rows.size if positions is None else len(positions) for positions in batches]
+        return [self._arrays(*one, served) for one in zip(features, counts, strict=True)]
 
     def _arrays(self, features: dict[str, Any], count: int, served: Served) -> Columns:
         arrays = {name: served.backend.to_numpy(tensor) for name, tensor in features.items()}
@@ -207,17 +190,17 @@ class Features:
             if keras.backend.is_float_dtype(array.dtype.name):
                 bad = ~np.isfinite(array.astype("float32")).reshape(len(array), -1).all(axis=1)
                 if bad.any() and self.watch.once("nan"):
+                    count = f"{int(bad.sum())} of {len(bad)} images"
                     _warn(
-                        f"found NaN or infinite features, of {int(bad.sum())} of {len(bad)} images "
-                        "of a batch. They are served as they are: look at these inputs, and at the "
-                        "weights of the base."
+                        f"found NaN or infinite features, of {count}. They are served "
+                        "as they are: look at these inputs, and at the weights of the base."
                     )
 
     def _check(self, rows: Rows, served: Served, kind: str, state: Any) -> None:
         """Computes a few known rows again."""
         began = time.perf_counter()
         positions = self.watch.draw(np.flatnonzero(rows.slots[: rows.size] >= 0), rows.size)
-        fresh = self._run(rows, positions, served, kind, state)
+        (fresh,) = self._run(rows, [positions], served, kind, state)
         for name in self.store.columns:
             if not agree(self.store.take(name, rows.slots[positions]), fresh[name]):
                 raise StepAsideError(

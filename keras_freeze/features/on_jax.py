@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 
 from keras_freeze.features.aside import StepAsideError, moves
 from keras_freeze.features.keys import Key, fingerprint, stride
+from keras_freeze.features.threads import side_by_side
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
@@ -27,12 +27,17 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
 
 
 def compiled(
-    model: Any, function: Callable[[Any], Any]
-) -> Callable[[tuple[Any, ...], Any], Callable[[Any], Any]]:
-    """Returns what compiles `function`: (state, inputs of a batch) -> a function of such inputs.
+    model: Any, function: Callable[[Any], Any], *, is_trusted: bool
+) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
+    """Returns how `function` is run: (state, inputs of batches) -> features of each.
 
-    That can be called from any thread. The model's variables hold nothing while `fit` runs: their
-    values are in the step's state, trainable ones first, then the others.
+    The model's variables hold nothing while `fit` runs: their values are in the step's state,
+    trainable ones first, then the others.
+
+    Args:
+        model: the model that is fitted.
+        function: of the inputs of a batch.
+        is_trusted: whether only Keras' own layers are in it. It is traced anyway, as the step is.
     """
 
     def run(trainable: list[Any], others: list[Any], x: Any) -> Any:
@@ -47,25 +52,25 @@ def compiled(
 
     ready: dict[str, Any] = {}
 
-    def prepare(state: tuple[Any, ...], x: Any) -> Callable[[Any], Any]:
+    def prefix(state: tuple[Any, ...], batches: list[Any]) -> list[Any]:
         ((trainable, others, *_),) = state
-        others = list(others)
+        values = trainable, list(others)
         if not _is_compiled(model):
-            return functools.partial(run, trainable, others)
-        looks = str([(leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(x)])
+            return [run(*values, x) for x in batches]
+        looks = str([(leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(batches[0])])
         if looks not in ready:
-            ready[looks] = jax.jit(run).lower(trainable, others, x).compile()
-        return functools.partial(ready[looks], trainable, others)
+            ready[looks] = jax.jit(run).lower(*values, batches[0]).compile()
+        return side_by_side(lambda x: jax.block_until_ready(ready[looks](*values, x)), batches)
 
-    return prepare
+    return prefix
 
 
 def _is_compiled(model: Any) -> bool:
     return bool(model.jit_compile) and not model.run_eagerly
 
 
-def leaves_cores_idle(model: Any) -> bool:
-    """True if two batches of the prefix take less time at once than one after the other."""
+def is_faster_together(model: Any) -> bool:
+    """True if several batches of the prefix take less time than as many alone: on idle cores."""
     return _is_compiled(model) and jax.default_backend() == "cpu"
 
 

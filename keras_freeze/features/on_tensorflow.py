@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.keys import Key, fingerprint, stride
+from keras_freeze.features.threads import side_by_side
 from keras_freeze.training.patch import Patch
 
 Batch = Any
@@ -24,17 +25,23 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
 
 
 def compiled(
-    model: Any, function: Callable[[Any], Any]
-) -> Callable[[tuple[Any, ...], Any], Callable[[Any], Any]]:
-    """Returns what traces `function`: (state, inputs of a batch) -> a function of such inputs.
+    model: Any, function: Callable[[Any], Any], *, is_trusted: bool
+) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
+    """Returns how `function` is run: (state, inputs of batches) -> features of each.
 
-    That takes any number of rows, and can be called from any thread.
+    It is traced once for any number of rows.
+
+    Args:
+        model: the model that is fitted.
+        function: of the inputs of a batch.
+        is_trusted: whether only Keras' own layers are in it. It is traced anyway, as the step is.
     """
     traced: dict[str, Any] = {}
 
-    def prepare(state: tuple[Any, ...], x: Any) -> Callable[[Any], Any]:
+    def prefix(state: tuple[Any, ...], batches: list[Any]) -> list[Any]:
         if model.run_eagerly:
-            return function
+            return [function(x) for x in batches]
+        x = batches[0]
         looks = [(leaf.shape[1:], leaf.dtype) for leaf in _tensors(x)]
         if (key := str(looks)) not in traced:
             spec = [tf.TensorSpec([None, *shape], dtype) for shape, dtype in looks]
@@ -44,17 +51,17 @@ def compiled(
                 jit_compile=model.jit_compile,
                 autograph=False,
             ).get_concrete_function()
-        return lambda inputs: traced[key](*_tensors(inputs))
+        return side_by_side(lambda inputs: traced[key](*_tensors(inputs)), batches)
 
-    return prepare
+    return prefix
 
 
 def _tensors(x: Any) -> list[Any]:
     return [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
 
 
-def leaves_cores_idle(model: Any) -> bool:
-    """True if two batches of the prefix take less time at once than one after the other."""
+def is_faster_together(model: Any) -> bool:
+    """True if several batches of the prefix take less time than as many alone: on idle cores."""
     return not model.run_eagerly and not tf.config.list_logical_devices("GPU")
 
 

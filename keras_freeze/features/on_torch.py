@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from keras_freeze.features.keys import Key, fingerprint, stride
+from keras_freeze.features.replay import Replay
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
@@ -23,20 +24,46 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
 
 
 def compiled(
-    model: Any, function: Callable[[Any], Any]
-) -> Callable[[tuple[Any, ...], Any], Callable[[Any], Any]]:
-    """Returns (state, inputs of a batch) -> `function` as it is run on such: without gradients."""
+    model: Any, function: Callable[[Any], Any], *, is_trusted: bool
+) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
+    """Returns how `function` is run: (state, inputs of batches) -> features of each.
 
-    def prefix(x: Any) -> Any:
+    Args:
+        model: the model that is fitted.
+        function: of the inputs of a batch.
+        is_trusted: whether only Keras' own layers are in it, so that it may be recorded.
+    """
+
+    def plain(x: Any) -> Any:
         with torch.no_grad():
             return function(x)
 
-    return lambda state, x: prefix
+    replays: dict[str, Replay] = {}
+
+    def run(state: tuple[Any, ...], batches: list[Any]) -> list[Any]:
+        flat = [keras.tree.flatten(x) for x in batches]
+        leaves = flat[0]
+        if model.run_eagerly or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            return [plain(x) for x in batches]
+        looks = str([(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        if looks not in replays:
+            structure = keras.tree.map_structure(lambda _: None, batches[0])
+            replays[looks] = Replay(
+                lambda *leaves: plain(keras.tree.pack_sequence_as(structure, leaves))
+            )
+        with torch.no_grad():
+            return replays[looks].run(flat)
+
+    return run if is_trusted else lambda state, batches: [plain(x) for x in batches]
 
 
-def leaves_cores_idle(model: Any) -> bool:
-    """True if two batches of the prefix take less time at once than one after the other: no."""
-    return False
+def is_faster_together(model: Any) -> bool:
+    """True if several batches of the prefix take less time than as many alone.
+
+    What depends on weights alone runs once for them. Not on a GPU: its memory may be scarce.
+    """
+    devices = {variable.value.device.type for variable in model.variables}
+    return devices <= {"cpu"} and not model.run_eagerly
 
 
 class Lighter:

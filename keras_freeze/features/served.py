@@ -155,7 +155,7 @@ class Served:
         self.patches = [*frozen, *self.tap.patches]
         self.lighter = backend.Lighter(subject.model, self._hidden())
         self.is_trusted = self.alike and all(map(_is_row_by_row, part.operations))
-        self.overlaps = self.is_trusted and backend.leaves_cores_idle(subject.model)
+        self.is_faster_together = self.is_trusted and backend.is_faster_together(subject.model)
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
 
@@ -171,12 +171,14 @@ class Served:
         return hidden_layers(tree, busy)
 
     def prefix(self, kind: str) -> Callable[..., Any]:
-        """Returns what prepares the prefix for "train" or "test": (state, x) -> (x -> features)."""
+        """Returns the prefix for "train" or "test": (state, inputs) -> features, of batches."""
         kind = "train" if self.alike else kind
         if kind not in self._prefixes:
             tap, training = self.tap, kind == "train"
             self._prefixes[kind] = self.backend.compiled(
-                self.subject.model, lambda x: tap.features(x, training)
+                self.subject.model,
+                lambda x: tap.features(x, training),
+                is_trusted=self.is_trusted,
             )
         return self._prefixes[kind]
 
