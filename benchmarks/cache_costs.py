@@ -1,6 +1,7 @@
 """What a cache costs: memory beyond its rows, and time where it steps aside.
 
     KERAS_BACKEND=jax python benchmarks/cache_costs.py [--repeats 5] [--epochs 12]
+                                                     [--only memory "aside at once" "aside later"]
                                                      [--output FILE.json]
 
 - memory: the peak of the resident memory of a run with the cache, less that of the same run without
@@ -36,6 +37,7 @@ from keras_freeze import BottleneckCache, FreezeBase
 
 L = keras.layers
 SIZE, ROWS, BATCH = 64, 600, 20
+COSTS = ["memory", "aside at once", "aside later"]
 
 
 def model(*, dropout: float = 0.0) -> Any:
@@ -117,22 +119,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=12, help="of the runs that step aside")
+    parser.add_argument("--only", nargs="+", choices=COSTS, default=COSTS)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--peak", choices=["plain", "cached"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         peak(options.peak)
         return
-    found = memory()
     frozen, runs = [FreezeBase("base")], (options.repeats, options.epochs)
+    costs: dict[str, Callable[[], Any]] = {
+        "memory": memory,
+        "aside at once": lambda: aside(*runs, lambda: model(dropout=0.1), [], differ=False),
+        "aside later": lambda: aside(*runs, model, frozen, differ=True),
+    }
     results = {
         "backend": keras.backend.backend(),
         "keras": keras.__version__,
         "cores": os.cpu_count(),
-        "memory": found,
         "epochs": options.epochs,
-        "aside at once": aside(*runs, lambda: model(dropout=0.1), [], differ=False),
-        "aside later": aside(*runs, model, frozen, differ=True),
+        **{name: costs[name]() for name in options.only},
     }
     print(json.dumps(results, indent=2))
     if options.output:

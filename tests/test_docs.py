@@ -73,3 +73,17 @@ def test_one_version():
     text = (ROOT / "CITATION.cff").read_text()
     assert f"version: {keras_freeze.__version__}\n" in text
     assert f"## {keras_freeze.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_notebook_is_the_script():
+    """`python docs/support/notebook.py` writes it."""
+    spec = importlib.util.spec_from_file_location("notebook", DOCS / "support" / "notebook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kept = json.loads(module.NOTEBOOK.read_text())["cells"]
+    assert ["".join(c["source"]) for c in kept] == ["".join(c["source"]) for c in module.cells()]
+    outputs = [cell["outputs"] for cell in kept if cell["cell_type"] == "code"]
+    assert any(outputs)
+    assert not [out for cell in outputs for out in cell if out["output_type"] == "error"]
