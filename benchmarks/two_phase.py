@@ -176,12 +176,13 @@ def steady(work: Workload, prefix: float, epochs: list[float]) -> float:
 def ours(work: Workload, train: Any, val: Any) -> dict[str, Any]:
     cache = BottleneckCache(verbose=0)
     callbacks: list[Any] = [FreezeBase("base"), cache]
+    model = work.model()
     if work.epochs[1]:
-        names = [layer.name for layer in work.base().layers]
+        names = [layer.name for layer in model.get_layer("base").layers]
         behind = names[names.index(work.cut) + 1]
         stages = {work.epochs[0]: f"{behind}:"}
         callbacks.append(GradualUnfreeze(stages, optimizer="reset", verbose=0))
-    logs = fit(work.model(), train, val, work.batch, sum(work.epochs), callbacks)
+    logs = fit(model, train, val, work.batch, sum(work.epochs), callbacks)
     assert cache.stats.enabled, cache.stats.reason
     assert cache.stats.base_passes == 1.0
     return logs

@@ -19,7 +19,7 @@ BASES += [A.ConvNeXtTiny, A.MobileNetV3Small]
 
 def check(function: Any, batches: list[list[Any]]) -> Any:
     """Records the first batch; compares all of them, run at once."""
-    from keras_freeze.features.recorder import record
+    from keras_freeze.features.tape.recorder import record
 
     with torch.no_grad():
         copies = [[tensor.clone() for tensor in batch] for batch in batches]
@@ -142,7 +142,7 @@ def refused() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["draws", "asks", "changes", "mixes", "mixes_several"])
 def test_what_cannot_be_played_again_is_not(name: str):
-    from keras_freeze.features.replay import Replay
+    from keras_freeze.features.tape.replay import Replay
 
     batches = [[torch.randn(3, 4)] for _ in range(5)]
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_what_cannot_be_played_again_is_not(name: str):
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 2], [5], [2, 3]])
 def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
     """A value that left PyTorch unseen is a constant on the tape: the second batch shows it."""
-    from keras_freeze.features.replay import Replay
+    from keras_freeze.features.tape.replay import Replay
 
     def function(x: Any) -> dict[str, Any]:
         return {"0": x * float(x.numpy().sum())}
@@ -177,7 +177,7 @@ def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
 
 def test_tensors_are_let_go_as_soon_as_they_are_read():
     """Several batches at once need no more than what is read later."""
-    from keras_freeze.features.recorder import record
+    from keras_freeze.features.tape.recorder import record
 
     def function(x: Any) -> dict[str, Any]:
         for _ in range(20):

@@ -14,7 +14,7 @@ from keras_freeze.graph.base import Base, find_base
 from keras_freeze.graph.tree import Layer
 from keras_freeze.report.lines import first_pass_line, pass_line
 from keras_freeze.training import loop
-from keras_freeze.training.functions import GuardedStep, ServedTest
+from keras_freeze.training.guard import GuardedStep, ServedTest
 
 
 class Caching:

@@ -23,7 +23,7 @@ from keras_freeze.callbacks.stops import Stops
 from keras_freeze.callbacks.triggers import Triggers, check_monitors
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport, ended_early_line
-from keras_freeze.training import ages, functions, loop, optimizer, rates
+from keras_freeze.training import ages, functions, guard, loop, optimizer, rates
 from keras_freeze.training.trainable import (
     apply_flags,
     differ,
@@ -64,7 +64,7 @@ class Conductor:
         self.triggers = self._make_triggers()
         self.flags = flags_of(self.plan.tree)
         self.trainable = self._trainable_leaves()
-        self.step = functions.GuardedStep(
+        self.step = guard.GuardedStep(
             model, self.plan.tree, self.plan.base_leaves, self._find_server
         )
         self.caching: Caching | None = None
@@ -232,7 +232,7 @@ class Conductor:
         """The steps follow the flags as they are now."""
         self.step.refresh(made=made, server=self._find_server())
 
-    def _find_server(self) -> functions.Server | None:
+    def _find_server(self) -> guard.Server | None:
         if self.caching is None:
             return None
         self.caching.follow(self.clock.number)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from keras_freeze.features.keys import Key, fingerprint, stride
-from keras_freeze.features.replay import Replay
+from keras_freeze.features.tape.replay import Replay
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any

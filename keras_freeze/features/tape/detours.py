@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from keras_freeze.features.tape import Number, Operation, Slot, filled
+from keras_freeze.features.tape.tape import Number, Operation, Slot, filled
 
 CLONE = torch.ops.aten.clone.default
 PURE = (torch.ops.aten.convolution.default, torch.ops.aten.constant_pad_nd.default)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from keras_freeze.features.recorder import record
-from keras_freeze.features.tape import Tape, Tensor
+from keras_freeze.features.tape.recorder import record
+from keras_freeze.features.tape.tape import Tape, Tensor
 
 Features = dict[str, Tensor]
 

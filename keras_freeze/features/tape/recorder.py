@@ -15,8 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from keras_freeze.features.detours import without_copies_of_copies, without_unread
-from keras_freeze.features.tape import Number, Operation, Slot, Tape, Tensor
+from keras_freeze.features.tape.detours import without_copies_of_copies, without_unread
+from keras_freeze.features.tape.tape import Number, Operation, Slot, Tape, Tensor
 
 
 def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Any, Tape | None]:

@@ -1,0 +1,1 @@
+"""On PyTorch: the operations that a prefix calls, recorded once and played for each batch."""
