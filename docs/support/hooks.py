@@ -40,3 +40,9 @@ def on_startup(command: str, dirty: bool) -> None:
 def on_pre_build(config: Any) -> None:
     """Each build begins in an empty folder: pages write schedules, checkpoints and models."""
     os.chdir(tempfile.mkdtemp(prefix="keras_freeze_docs_"))
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Messages are long lines: on their page they wrap, elsewhere results are tables and scroll."""
+    is_of_messages = page.file.src_uri == "troubleshooting.md"
+    return f'<div class="messages">{html}</div>' if is_of_messages else html
