@@ -175,6 +175,19 @@ def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
         assert torch.equal(function(*batch)["0"], got["0"])
 
 
+def test_batches_in_another_order_of_memory():
+    """A view of the one is a copy of the other: each has a tape of its own."""
+    from keras_freeze.features.on_torch import compiled
+
+    model = keras.Sequential([keras.Input((2, 3)), keras.layers.Reshape((3, 2))])
+    prefix = compiled(model, lambda x: {"0": model(x) * 2}, is_trusted=True)
+    batches = [torch.randn(4, 2, 3) for _ in range(4)]
+    batches += [torch.randn(4, 3, 2).permute(0, 2, 1) for _ in range(4)]
+    for batch in batches[::3] + batches[::-1] + batches:
+        (features,) = prefix((), [batch])
+        assert torch.equal(features["0"], model(batch) * 2)
+
+
 def test_tensors_are_let_go_as_soon_as_they_are_read():
     """Several batches at once need no more than what is read later."""
     from keras_freeze.features.tape.recorder import record

@@ -113,7 +113,10 @@ def costs() -> str:
     """Memory and time where the cache steps aside."""
     rows = []
     for backend, label in BACKENDS.items():
-        found, longer = load(f"cache_costs_{backend}.json"), load(f"cache_costs_long_{backend}.json")
+        found, longer = (
+            load(f"cache_costs_{backend}.json"),
+            load(f"cache_costs_long_{backend}.json"),
+        )
         rows.append(
             [
                 label,

@@ -45,7 +45,7 @@ def compiled(
         leaves = flat[0]
         if model.run_eagerly or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             return [plain(x) for x in batches]
-        looks = str([(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves])
+        looks = str([(leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves])
         if looks not in replays:
             structure = keras.tree.map_structure(lambda _: None, batches[0])
             replays[looks] = Replay(

@@ -32,7 +32,7 @@ class Replay:
         """Returns the features of each batch.
 
         Args:
-            batches: of the same shapes and dtypes in each call.
+            batches: of the same shapes, strides, dtypes and devices in each call.
         """
         first, rest = [], list(batches)
         if self.tape is None and not self.is_plain:
