@@ -323,7 +323,7 @@ def test_features_that_are_not_numbers_are_reported_and_served():
     run = Run(data=lambda: (x, Y), options={"epochs": 2})
     expected, expected_weights = run.fit(None)
     cache = BottleneckCache(verbose=0)
-    with pytest.warns(CacheWarning, match="NaN or infinite features, of 1 of (8|32) images"):
+    with pytest.warns(CacheWarning, match="NaN or infinite features, of 1 of [0-9]+ images"):
         history, weights = run.fit(cache)
     assert cache.stats.enabled
     for key in expected_weights:

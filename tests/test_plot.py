@@ -1,6 +1,7 @@
 """plot_history: what is drawn, where the stages begin, and what can't be drawn."""
 
 import math
+import pickle
 import subprocess
 import sys
 
@@ -253,3 +254,10 @@ if "matplotlib.pyplot" in sys.modules:
 def test_pyplot_is_left_alone(tmp_path):
     """In a process of its own, for others may have used it in this one."""
     subprocess.run([sys.executable, "-c", ASK, str(tmp_path / "a.png")], check=True)
+
+
+def test_notebooks_show_it():
+    """Without a backend of matplotlib that would tell them how."""
+    figure = plot_history({"loss": [3.0, 2.0]})
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert pickle.loads(pickle.dumps(figure)).axes

@@ -39,7 +39,7 @@ plan.preview(model, epochs=12, data=(images, labels), batch_size=10)""",
     """callbacks = [FreezeBase("base"), GradualUnfreeze(plan), BottleneckCache()]
 history = model.fit(images, labels, batch_size=10, validation_data=test, epochs=12,
                     callbacks=callbacks, verbose=2)""",
-    "plot_history(history);",
+    "plot_history(history)",
 ]
 
 

@@ -23,7 +23,7 @@ def plot_history(history: Any, *, schedule: Any = None) -> Any:
 
     Needs matplotlib: `pip install "keras_freeze[plot]"`. The figure is made without `pyplot`: no
     window opens and no global state changes. Save it with `figure.savefig("history.png")`; a
-    notebook shows it as the last expression of a cell once `%matplotlib inline` has run.
+    notebook shows it as the last expression of a cell.
 
     Args:
         history: what `fit` returned, its `history`, or the path of a `CSVLogger` file. Where a list
@@ -80,7 +80,7 @@ def _names(schedule: Any) -> dict[int, str]:
 
 def _figure_class() -> Any:
     try:
-        from matplotlib.figure import Figure
+        from keras_freeze.report.picture import Picture
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
             raise  # installed, but something it needs is missing: let that be said instead
@@ -89,7 +89,7 @@ def _figure_class() -> Any:
             'Run: pip install "keras_freeze[plot]"',
             name="matplotlib",
         ) from error
-    return Figure
+    return Picture
 
 
 def _draw(axes: Any, curves: Curves, keys: Sequence[str]) -> None:
