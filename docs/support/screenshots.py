@@ -24,10 +24,14 @@ DOCS = Path(__file__).parents[1]
 ASSETS = DOCS / "assets"
 WIDTH, HEIGHT = 96, 38  # characters
 PORT = 8899
+BACKENDS_WORDS = """document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]')
+    .forEach(words => words.closest('.jp-OutputArea-child').remove())"""  # taken away: not ours
 
 NOTEBOOK = [
     """import keras
-from keras_freeze import *
+from keras_freeze import (
+    BottleneckCache, FreezeBase, GradualUnfreeze, Schedule, Stage, plot_history
+)
 from keras_freeze.demo import digits_transfer
 
 base, (images, labels), test = digits_transfer()
@@ -35,7 +39,7 @@ head = [keras.layers.Flatten(), keras.layers.Dense(5, "softmax")]
 model = keras.Sequential([keras.Input((8, 8, 1)), base, *head])
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
 plan = Schedule([Stage(6, "block3_*", learning_rate=1e-4), Stage(9, "block2_*")])
-plan.preview(model, epochs=12, data=(images, labels), batch_size=10)""",
+plan.preview(model, epochs=12, steps_per_epoch=5, data=50)""",
     """callbacks = [FreezeBase("base"), GradualUnfreeze(plan), BottleneckCache()]
 history = model.fit(images, labels, batch_size=10, validation_data=test, epochs=12,
                     callbacks=callbacks, verbose=2)""",
@@ -75,12 +79,13 @@ def terminal(folder: str) -> None:
     tmux("set-option", "-g", "history-limit", "5000")
     clean = "clear; TF_CPP_MIN_LOG_LEVEL=3"
     tmux("send-keys", f"{clean} {sys.executable} train.py 2>/dev/null; echo done", "Enter")
-    while not re.search(r"Epoch 1/8\n\s+[2-9]/\d+ .*step", screen := tmux("capture-pane", "-ep")):
-        time.sleep(0.05)
-    draw(screen, ASSETS / "terminal-first-pass.svg")
+    while not re.search(r"Epoch 1/8\n(.*\n)*[1-5]/6 .*step", tmux("capture-pane", "-p")):
+        time.sleep(0.02)
+    draw(tmux("capture-pane", "-ep"), ASSETS / "terminal-first-pass.svg")
     while "\ndone" not in tmux("capture-pane", "-p"):
         time.sleep(0.5)
-    draw(tmux("capture-pane", "-ep").replace("\ndone", "\n"), ASSETS / "terminal.svg")
+    screen = tmux("capture-pane", "-ep", "-S", "-200")
+    draw(screen[: screen.index("\ndone")], ASSETS / "terminal.svg")
     tmux("kill-server")
 
 
@@ -102,13 +107,15 @@ def notebook(folder: str, chromium: str) -> None:
         try:
             with sync_playwright() as player:
                 browser = player.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-                page = browser.new_page(viewport={"width": 1180, "height": 2000})
+                page = browser.new_page(viewport={"width": 1180, "height": 2600})
                 _open(page, f"http://localhost:{PORT}/doc/tree/digits.ipynb")
-                page.keyboard.press("Escape")
+                page.get_by_text("| Idle").wait_for()
                 page.get_by_role("menuitem", name="Run").first.click()
                 page.get_by_text("Run All Cells", exact=True).click()
-                page.wait_for_selector(".jp-Cell:nth-of-type(3) img", timeout=240_000)
-                page.wait_for_timeout(2000)
+                page.wait_for_selector(".jp-OutputArea img", state="attached", timeout=90_000)
+                page.get_by_text("No", exact=True).click()  # no news
+                page.evaluate(BACKENDS_WORDS)
+                page.wait_for_timeout(1000)
                 page.locator(".jp-Notebook").first.screenshot(path=ASSETS / "notebook.png")
         finally:
             server.terminate()
