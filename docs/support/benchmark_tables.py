@@ -145,7 +145,8 @@ def plot() -> Any:
         bars = axes.bar(places, heights, 0.25, label=label)
         axes.bar_label(bars, [f"{height:.2f}" for height in heights], fontsize=7)
     axes.axhline(1, color="0.3", linewidth=1, linestyle="--")
-    axes.set_xticks(range(len(names)), [TITLES[name].split(",")[0] for name in names], fontsize=7)
+    labels = [TITLES[name].split(",")[0].replace("-", "\n", 1) for name in names]
+    axes.set_xticks(range(len(names)), labels, fontsize=7)
     axes.set_ylabel("eta = L / ours")
     axes.legend(fontsize=8)
     return figure

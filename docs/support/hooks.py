@@ -43,6 +43,6 @@ def on_pre_build(config: Any) -> None:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Messages are long lines: on their page they wrap, elsewhere results are tables and scroll."""
+    """Messages are long lines: on their page they wrap; elsewhere tables of text scroll."""
     is_of_messages = page.file.src_uri == "troubleshooting.md"
     return f'<div class="messages">{html}</div>' if is_of_messages else html

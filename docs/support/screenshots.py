@@ -1,6 +1,6 @@
 """Makes the pictures of the page "What you see": a terminal and a notebook, in use.
 
-    pip install rich jupyterlab playwright      and tmux, Chromium
+    pip install rich jupyterlab playwright pillow      and tmux, Chromium
     KERAS_BACKEND=torch python docs/support/screenshots.py [--chromium /usr/bin/chromium]
 
 The terminal is tmux, which runs the Quickstart's own code; rich draws what stands in it. The
@@ -116,9 +116,19 @@ def notebook(folder: str, chromium: str) -> None:
                 page.get_by_text("No", exact=True).click()  # no news
                 page.evaluate(BACKENDS_WORDS)
                 page.wait_for_timeout(1000)
-                page.locator(".jp-Notebook").first.screenshot(path=ASSETS / "notebook.png")
+                picture = page.locator(".jp-Notebook").first.screenshot()
+                crop(picture, ASSETS / "notebook.png")
         finally:
             server.terminate()
+
+
+def crop(png: bytes, path: Path) -> None:
+    """A screenshot without the empty page below, in few colours."""
+    from PIL import Image, ImageChops
+
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    _, _, _, bottom = ImageChops.invert(image).getbbox()
+    image.crop((0, 0, image.width, bottom + 10)).quantize(64).save(path, optimize=True)
 
 
 def _open(page: Any, address: str) -> None:
