@@ -156,6 +156,25 @@ def test_what_cannot_be_played_again_is_not(name: str):
     assert all(torch.equal(a, b["0"]) for a, b in zip(expected, played, strict=True))
 
 
+@pytest.mark.parametrize("view", [False, True])
+def test_what_changes_its_inputs_is_not_played(view: bool):
+    """The second batch couldn't be computed both ways."""
+    from keras_freeze.features.tape.replay import Replay
+
+    def function(x: Any) -> dict[str, Any]:
+        (x[0] if view else x).mul_(2)
+        return {"0": x + 1}
+
+    replay, played = Replay(function), []
+    batches = [[torch.full((2, 3), float(number))] for number in range(5)]
+    expected = [function(batch[0].clone())["0"] for batch in batches]
+    with torch.no_grad():
+        for part in (batches[:3], batches[3:]):
+            played += replay.run(part)
+    assert replay.tape is None
+    assert all(torch.equal(a, b["0"]) for a, b in zip(expected, played, strict=True))
+
+
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 2], [5], [2, 3]])
 def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
     """A value that left PyTorch unseen is a constant on the tape: the second batch shows it."""

@@ -17,22 +17,24 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from keras_freeze.features.tape.detours import without_copies_of_copies, without_unread
 from keras_freeze.features.tape.tape import Number, Operation, Slot, Tape, Tensor
+from keras_freeze.graph.program import version_of
 
 
 def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Any, Tape | None]:
     """Calls a function of tensors; returns what it gives, and its tape.
 
     None for a tape if to run the operations again wouldn't be the same as to run the code again: it
-    draws random numbers, asks for the values of a tensor, or changes one that isn't its own.
+    draws random numbers, asks for the values of a tensor, or changes one that isn't its own, be it
+    what it was called with.
 
     Args:
         function: returns tensors, alone or in lists, tuples and dicts.
         tensors: what it is called with.
     """
-    recorder = _Recorder(tensors)
+    recorder, before = _Recorder(tensors), [version_of(tensor) for tensor in tensors]
     with recorder:
         given = function(*tensors)
-    if not recorder.is_repeatable:
+    if not recorder.is_repeatable or before != [version_of(tensor) for tensor in tensors]:
         return given, None
     kept: set[Number] = set()
     outputs = recorder.with_slots(given, kept)
