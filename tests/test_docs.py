@@ -19,17 +19,17 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
-def facts() -> Any:
-    """The module that runs the scripts of the page "What Keras does"."""
-    spec = importlib.util.spec_from_file_location("facts", DOCS / "facts" / "generate.py")
+def module(path: Path) -> Any:
+    """A module of the docs, which are no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
-FACTS = facts()
+FACTS = module(DOCS / "facts" / "generate.py")  # runs the scripts of "What Keras does"
 
 
 @pytest.mark.parametrize("name", FACTS.NAMES)
@@ -77,13 +77,9 @@ def test_one_version():
 
 def test_the_notebook_is_the_script():
     """`python docs/support/notebook.py` writes it."""
-    spec = importlib.util.spec_from_file_location("notebook", DOCS / "support" / "notebook.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    kept = json.loads(module.NOTEBOOK.read_text())["cells"]
-    assert ["".join(c["source"]) for c in kept] == ["".join(c["source"]) for c in module.cells()]
+    notebook = module(DOCS / "support" / "notebook.py")
+    kept = json.loads(notebook.NOTEBOOK.read_text())["cells"]
+    assert ["".join(c["source"]) for c in kept] == ["".join(c["source"]) for c in notebook.cells()]
     outputs = [cell["outputs"] for cell in kept if cell["cell_type"] == "code"]
     assert any(outputs)
     assert not [out for cell in outputs for out in cell if out["output_type"] == "error"]
