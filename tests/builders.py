@@ -10,6 +10,14 @@ BACKEND = keras.backend.backend()
 RATE = 2.0**-6  # exact in float32
 
 
+def backend_of(module: str) -> str:
+    """The backend that a module of ours is for: `on_jax` and its like, PyTorch's tape; else ""."""
+    parts = module.split(".")
+    if "tape" in parts:
+        return "torch"
+    return next((part.removeprefix("on_") for part in parts if part.startswith("on_")), "")
+
+
 def data(rows: int = 24, features: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Inputs (rows, features) and targets (rows, 1), float32."""
     x = np.random.default_rng(seed).normal(size=(rows, features)).astype("float32")

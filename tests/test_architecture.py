@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import keras_freeze
-from tests.builders import BACKEND
+from tests.builders import BACKEND, backend_of
 
 HOME = Path(keras_freeze.__file__).parent
 FILES = sorted(HOME.rglob("*.py"))
@@ -93,9 +93,8 @@ def test_imports_run_one_way(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_backend_is_imported(path: Path):
-    """But for the modules that are there for one: `on_jax` and its like, and PyTorch's tape."""
-    own = {path.stem.removeprefix("on_")} if path.stem.startswith("on_") else set()
-    own |= {"torch"} if path.parent.name == "tape" else set()
+    """But for the modules that are there for one."""
+    own = {backend_of(module_of(path))}
     assert not {module.split(".")[0] for module, _ in imports_of(path)} & set(BACKENDS) - own
 
 
@@ -112,7 +111,7 @@ import json, sys
 import keras
 before = set(sys.modules)
 import keras_freeze
-from tests.builders import BACKEND
+from tests.builders import BACKEND, backend_of
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 answer = {"backend": keras.backend.backend(), "new": sorted(new), "all": sorted(sys.modules)}
 print(json.dumps(answer))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_freeze
-from tests.builders import BACKEND
+from tests.builders import BACKEND, backend_of
 
 NAMES = [
     "BottleneckCache",
@@ -39,7 +39,7 @@ PUBLIC = {name: getattr(keras_freeze, name) for name in NAMES}
 def modules() -> list:
     found = pkgutil.walk_packages(keras_freeze.__path__, "keras_freeze.")
     names = [each.name for each in found if not each.name.endswith("__main__")]
-    ours = [name for name in names if ".on_" not in name or name.endswith(f".on_{BACKEND}")]
+    ours = [name for name in names if backend_of(name) in ("", BACKEND)]
     return [keras_freeze, *map(importlib.import_module, ours)]
 
 
