@@ -15,6 +15,7 @@ from typing import Any
 from keras_freeze.errors import ScheduleError
 from keras_freeze.schedule.source import MOST_DEEP, Path, Source
 
+TOO_DEEP = "this is nested too deeply"
 INTEGER = re.compile(r"[-+]?[0-9]+")
 FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
@@ -42,10 +43,13 @@ def load(source: Source, text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         place = mark.index if mark else getattr(error, "position", 0)
+        line = text.count("\n", 0, place) + 1
+        if "nesting depth" in what:  # PyYAML 6.0.4 looks further ahead than its events, and counts
+            raise source.error(f"{TOO_DEEP}.", line=line) from None
         raise source.error(
             f"the YAML is broken: {what}. Put names with the signs : * ! % {{ [ in quotes, and "
             "indent with spaces.",
-            line=text.count("\n", 0, place) + 1,
+            line=line,
         ) from None
 
 
@@ -114,7 +118,7 @@ class _Reader:
                 event,
             )
         if len(path) > MOST_DEEP:
-            raise self._refuse("this is nested too deeply", event)
+            raise self._refuse(TOO_DEEP, event)
         self.source.lines.setdefault(path, event.start_mark.line + 1)
         if kind == "ScalarEvent":
             return self._scalar(event)
