@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze
+from keras_freeze import BottleneckCache, CacheWarning, FreezeBase, GradualUnfreeze
 from keras_freeze.features.budget import check_dtype, check_max_bytes, free_memory
 from keras_freeze.features.fixed import Fixed
 from keras_freeze.features.keys import row_keys
@@ -26,6 +26,7 @@ from tests import builders
 from tests.builders import L
 from tests.reference.cached import X, Y
 from tests.test_cache_parity import VAL
+from tests.test_cache_sources import Batches
 from tests.test_no_trace import raise_in, traces
 
 
@@ -166,6 +167,23 @@ def test_what_it_prints(capsys: Any):
     ]
     fit(BottleneckCache(verbose=0))
     assert capsys.readouterr().out == ""
+
+
+def test_what_it_prints_of_data_that_come_in_batches(capsys: Any):
+    data = Batches((X, Y), 8)
+    made().fit(data, epochs=2, verbose=0, callbacks=[FreezeBase(), BottleneckCache()])
+    assert capsys.readouterr().out.splitlines() == [
+        "BottleneckCache behind b3: 32 B a row, for the rows of 4 training batches",
+        "BottleneckCache, epoch 1 of 2: 32 rows, 1.0 KB; the base has run 1.0 times",
+    ]
+
+
+@pytest.mark.parametrize("data", [(X, Y), (Batches((X, Y), 8),)], ids=["arrays", "batches"])
+def test_a_full_cache_says_what_it_would_need(data: Any):
+    callbacks = [FreezeBase(), BottleneckCache(verbose=0, max_bytes=20 * 32)]
+    need = r"`max_bytes`, 640 B, holds 20 rows of 32 B\..*; 32 training rows need 1\.0 KB\. Raise"
+    with pytest.warns(CacheWarning, match=need):
+        made().fit(*data, batch_size=8, epochs=1, verbose=0, callbacks=callbacks)
 
 
 def test_the_counts():

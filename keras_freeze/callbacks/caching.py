@@ -68,7 +68,8 @@ class Caching:
         if not self.verbose or self.cache.served is None or self.cache.stage in self.told:
             return ""
         names = self.cache.stats.cuts[self.cache.stage]
-        return first_pass_line(names, self.cache.row_bytes(), self.cache.store.expected)
+        rows, batches = self.cache.store.expected, self.cache.batches
+        return first_pass_line(names, self.cache.row_bytes(), rows, batches)
 
     def end_data(self, epoch: int) -> str:
         """An epoch and its validation are over; returns what to print."""

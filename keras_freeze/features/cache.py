@@ -55,8 +55,10 @@ class FeatureCache:
         )
         self.store = MemoryStore(free_memory() // 2 if max_bytes is None else max_bytes)
         self.watch = Watch(self.backend)
-        self.features = Features(self.store, self.watch, stats, dtype)
+        self.features = Features(self.store, self.watch, stats)
+        self.dtype = dtype
         self.feeds: dict[str, ArrayFeed] = {}
+        self.batches: int | None = None  # of training rows in an epoch, as far as that is known
         self.served: Served | None = None
         self.stage = 0
         self.has_stopped = False  # within an epoch: its steps were traced on batches
@@ -101,7 +103,7 @@ class FeatureCache:
         if choice.part is not None:
             if kept and self.part is not None:
                 choice.part.follow(self.part)
-            self.served = Served(self.subject, choice.part, now, self.backend)
+            self.served = Served(self.subject, choice.part, now, self.backend, self.dtype)
             self.part = choice.part
             self.stats.cuts[self.stage] = choice.names
             self.watch.look_at(choice.part.layers, self.subject.around)
@@ -150,6 +152,7 @@ class FeatureCache:
             self._stop_feeds()
         else:
             self.feed("train", iterator)
+            self.batches = getattr(iterator, "num_batches", None)
             self.watch.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
         self.watch.begin_epoch()
 
@@ -209,6 +212,8 @@ class FeatureCache:
     def _with_features(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         rows = self._rows(served, kind, x)
+        if kind == "train" and self.batches and self.store.expected is None:
+            self.store.expected = self.batches * rows.size
         columns = self.features.of(rows, served, kind, state)
         tensors = {name: self.backend.to_tensor(array) for name, array in columns.items()}
         structure, looks = rows.looks()
@@ -255,7 +260,7 @@ class FeatureCache:
         symbols = symbols_of(self.served.part) if self.served is not None else None
         if self.store.bytes_per_row or symbols is None:
             return self.store.bytes_per_row or None
-        return row_bytes(symbols, self.features.dtype)
+        return row_bytes(symbols, self.dtype)
 
     def close(self) -> None:
         """Gives everything back; the counts stay."""

@@ -32,14 +32,12 @@ class Features:
         store: keeps rows.
         watch: says when to look again.
         stats: counts.
-        dtype: in which float features are kept; None = as they are.
     """
 
-    def __init__(self, store: MemoryStore, watch: Watch, stats: CacheStats, dtype: Any):
+    def __init__(self, store: MemoryStore, watch: Watch, stats: CacheStats):
         self.store = store
         self.watch = watch
         self.stats = stats
-        self.dtype = dtype
         self.seen: set[Key] = set()
         self.axes: dict[str, tuple[int, ...]] = {}  # in the order of memory, where that isn't C's
 
@@ -151,12 +149,7 @@ class Features:
                     f"features of shape {array.shape} for {count} images have no row for each",
                     "keep the batch axis first",
                 )
-        return {name: self._converted(array) for name, array in arrays.items()}
-
-    def _converted(self, array: Array) -> Array:
-        """Float features in the dtype in which they are kept."""
-        is_float = keras.backend.is_float_dtype(array.dtype.name)
-        return array.astype(self.dtype) if self.dtype is not None and is_float else array
+        return arrays
 
     def _keep(self, rows: Rows, positions: Positions, computed: Columns) -> None:
         shapes = {name: chunks[0].shape[1:] for name, chunks in self.store.columns.items()}
@@ -178,7 +171,7 @@ class Features:
 
     def _warn_of_budget(self) -> None:
         size, rows = self.store.bytes_per_row, self.store.expected
-        needed = f"; all {rows} training rows need {readable(size * rows)}" if rows else ""
+        needed = f"; {rows} training rows need {readable(size * rows)}" if rows else ""
         _warn(
             f"is full: `max_bytes`, {readable(self.store.max_bytes)}, holds {self.store.rows} rows "
             f"of {readable(size)}. The others are computed in each epoch{needed}. Raise "

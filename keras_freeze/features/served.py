@@ -12,7 +12,7 @@ from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.cut import Cut
 from keras_freeze.features.fixed import TRAINS, Fixed, is_of_keras
 from keras_freeze.features.layout import Flags, cut_names, plan_layout
-from keras_freeze.features.part import GraphPart, WholePart
+from keras_freeze.features.part import Features, GraphPart, WholePart
 from keras_freeze.features.tap import OBSTACLE, Tap
 from keras_freeze.graph.program import read_program
 from keras_freeze.graph.tree import Layer, LayerTree, hidden_layers
@@ -135,10 +135,14 @@ class Served:
         part: what is served.
         now: `{id(leaf): trainable}` of all leaves.
         backend: the module of the backend.
+        dtype: in which float features are kept; None = as they are.
     """
 
-    def __init__(self, subject: Subject, part: GraphPart | WholePart, now: Flags, backend: Any):
+    def __init__(
+        self, subject: Subject, part: GraphPart | WholePart, now: Flags, backend: Any, dtype: Any
+    ):
         self.subject = subject
+        self.dtype = dtype
         self.part = part
         self.backend = backend
         # The graph of a whole model gives the same in training and validation; a subclassed model
@@ -177,10 +181,16 @@ class Served:
             tap, training = self.tap, kind == "train"
             self._prefixes[kind] = self.backend.compiled(
                 self.subject.model,
-                lambda x: tap.features(x, training),
+                lambda x: self._narrowed(tap.features(x, training)),
                 is_trusted=self.is_trusted,
             )
         return self._prefixes[kind]
+
+    def _narrowed(self, features: Features) -> Features:
+        """Converted where they are computed, so that less leaves the device."""
+        if self.dtype is None:
+            return features
+        return {name: _cast(tensor, self.dtype.name) for name, tensor in features.items()}
 
     def function(self, kind: str) -> Callable[..., Any]:
         """Returns the model's train or test function over batches that bring their features."""
@@ -209,6 +219,11 @@ class Served:
         if places is None or order is None:
             return list(range(len(keras.tree.flatten(x))))
         return [order[place] for place in places]
+
+
+def _cast(tensor: Any, dtype: str) -> Any:
+    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype))
+    return keras.ops.cast(tensor, dtype) if is_float else tensor
 
 
 def _tripwires(

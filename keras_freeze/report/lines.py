@@ -57,18 +57,30 @@ def ended_early_line(title: str, when: str, askers: Sequence[str]) -> str:
     return f"{title} ends early, with {when}: {', '.join(askers)}"
 
 
-def first_pass_line(cuts: Sequence[str], bytes_per_row: int | None, rows: int | None) -> str:
+def first_pass_line(
+    cuts: Sequence[str], bytes_per_row: int | None, rows: int | None, batches: int | None = None
+) -> str:
     """Returns what a cache is going to keep, before the base runs for the first time.
+
+    Args:
+        cuts: the names of the layers that give what is kept.
+        bytes_per_row: of what is kept; None = not known.
+        rows: of the training data; None = not known before the first batch.
+        batches: of the training data; None = not known.
 
     Examples:
         >>> first_pass_line(["block5_pool"], 8192, 540)
         'BottleneckCache behind block5_pool: 8.2 KB a row, 4.4 MB for 540 training rows'
+        >>> first_pass_line(["block5_pool"], 8192, None, 27)
+        'BottleneckCache behind block5_pool: 8.2 KB a row, for the rows of 27 training batches'
     """
     text = f"BottleneckCache behind {shorten(cuts)}"
-    if bytes_per_row is not None:
-        text += f": {readable(bytes_per_row)} a row"
-        text += f", {readable(bytes_per_row * rows)} for {rows} training rows" if rows else ""
-    return text
+    if bytes_per_row is None:
+        return text
+    text += f": {readable(bytes_per_row)} a row"
+    if rows:
+        return f"{text}, {readable(bytes_per_row * rows)} for {rows} training rows"
+    return f"{text}, for the rows of {batches} training batches" if batches else text
 
 
 def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
