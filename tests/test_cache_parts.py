@@ -173,7 +173,7 @@ def test_what_it_prints_of_data_that_come_in_batches(capsys: Any):
     data = Batches((X, Y), 8)
     made().fit(data, epochs=2, verbose=0, callbacks=[FreezeBase(), BottleneckCache()])
     assert capsys.readouterr().out.splitlines() == [
-        "BottleneckCache behind b3: 32 B a row, for the rows of 4 training batches",
+        "BottleneckCache behind b3: 32 B a row, in 4 training batches",
         "BottleneckCache, epoch 1 of 2: 32 rows, 1.0 KB; the base has run 1.0 times",
     ]
 

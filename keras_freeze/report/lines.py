@@ -72,7 +72,7 @@ def first_pass_line(
         >>> first_pass_line(["block5_pool"], 8192, 540)
         'BottleneckCache behind block5_pool: 8.2 KB a row, 4.4 MB for 540 training rows'
         >>> first_pass_line(["block5_pool"], 8192, None, 27)
-        'BottleneckCache behind block5_pool: 8.2 KB a row, for the rows of 27 training batches'
+        'BottleneckCache behind block5_pool: 8.2 KB a row, in 27 training batches'
     """
     text = f"BottleneckCache behind {shorten(cuts)}"
     if bytes_per_row is None:
@@ -80,7 +80,7 @@ def first_pass_line(
     text += f": {readable(bytes_per_row)} a row"
     if rows:
         return f"{text}, {readable(bytes_per_row * rows)} for {rows} training rows"
-    return f"{text}, for the rows of {batches} training batches" if batches else text
+    return f"{text}, in {batches} training batches" if batches else text
 
 
 def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
