@@ -38,8 +38,8 @@ def _ratio(seconds: dict[str, list[float]], above: str) -> float:
     return median(values) / median(ours) if values else math.nan
 
 
-def _seconds(values: list[float]) -> str:
-    return f"{median(values):.1f} s" if values else "-"
+def _number(values: list[float]) -> str:
+    return f"{median(values):.1f}" if values else "-"
 
 
 def _times(value: float) -> str:
@@ -59,9 +59,9 @@ def two_phase() -> str:
                 [
                     title,
                     label,
-                    _seconds(seconds.get("stock", [])),
-                    _seconds(seconds["limit"]),
-                    _seconds(seconds["ours"]),
+                    _number(seconds.get("stock", [])),
+                    _number(seconds["limit"]),
+                    _number(seconds["ours"]),
                     _times(_ratio(seconds, "stock")),
                     _times(_ratio(seconds, "limit")),
                     "-" if far is None or math.isnan(far) else f"{far:.0e}",
@@ -71,9 +71,9 @@ def two_phase() -> str:
     head = [
         "workload",
         "backend",
-        "stock",
-        "L",
-        "ours",
+        "stock (s)",
+        "L (s)",
+        "ours (s)",
         "stock / ours",
         "eta",
         "difference",
@@ -91,8 +91,8 @@ def gains() -> str:
         rows.append(
             [
                 label,
-                _seconds(seconds["stock"]),
-                _seconds(seconds["ours"]),
+                f"{_number(seconds['stock'])} s",
+                f"{_number(seconds['ours'])} s",
                 f"{stock:.1f} x",
                 f"{ours:.2f}",
             ]
