@@ -91,8 +91,8 @@ def gains() -> str:
         rows.append(
             [
                 label,
-                f"{_number(seconds['stock'])} s",
-                f"{_number(seconds['ours'])} s",
+                f"{_number(seconds['stock'])}&nbsp;s",
+                f"{_number(seconds['ours'])}&nbsp;s",
                 f"{stock:.1f} x",
                 f"{ours:.2f}",
             ]
