@@ -170,11 +170,13 @@ def test_what_it_prints(capsys: Any):
 
 
 def test_what_it_prints_of_data_that_come_in_batches(capsys: Any):
-    data = Batches((X, Y), 8)
-    made().fit(data, epochs=2, verbose=0, callbacks=[FreezeBase(), BottleneckCache()])
+    callbacks = [FreezeBase(), GradualUnfreeze({2: "b3"}, verbose=0), BottleneckCache()]
+    made().fit(Batches((X[:30], Y[:30]), 8), epochs=3, verbose=0, callbacks=callbacks)
     assert capsys.readouterr().out.splitlines() == [
-        "BottleneckCache behind b3: 32 B a row, in 4 training batches",
-        "BottleneckCache, epoch 1 of 2: 32 rows, 1.0 KB; the base has run 1.0 times",
+        "BottleneckCache behind b3: 64 B a row, in 4 training batches",
+        "BottleneckCache, epoch 1 of 3: 30 rows, 1.9 KB; the base has run 1.0 times",
+        "BottleneckCache behind b2: 32 B a row, 960 B for 30 training rows",
+        "BottleneckCache, epoch 3 of 3: 30 rows, 960 B; the base has run 1.0 times",
     ]
 
 

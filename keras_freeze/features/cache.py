@@ -155,6 +155,8 @@ class FeatureCache:
             self.batches = getattr(iterator, "num_batches", None)
             self.watch.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
         self.watch.begin_epoch()
+        if self.watch.last_rows and "train" not in self.feeds:
+            self.store.expected = self.watch.last_rows  # the last batch may have been smaller
 
     def end_epoch(self) -> None:
         """Looks at how often the rows of this epoch were known."""
