@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import keras
 import pytest
 
-from keras_freeze import FreezeBase, LayerMatchError, freeze
+from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, LayerMatchError, freeze
 from keras_freeze.graph.base import find_base
 from tests import builders as B
 
@@ -54,11 +52,6 @@ def test_a_backbone_that_is_no_layer_of_the_model_is_ignored():
     assert found(model) == ["b1", "b2", "b3"]
 
 
-def test_the_largest_nested_model_is_the_base():
-    head = dense("h1", units=2, name="top")
-    assert found(chain(dense("l1", "l2", name="large"), head)) == ["l1", "l2"]
-
-
 def test_augmentation_has_no_weights_and_is_no_candidate():
     augment = keras.Sequential([keras.Input((6,)), L.GaussianNoise(0.1)], name="augment")
     model = chain(augment, dense("l1", name="base"), L.Dense(1))
@@ -82,27 +75,6 @@ def test_an_ambiguous_base_is_chosen_as_the_error_says(base: object):
 def test_of_a_flat_model_it_is_all_before_the_last_layer_with_weights():
     model = chain(L.Dense(4, name="a"), L.ReLU(name="r"), L.Dense(4, name="b"), L.Dropout(0.5))
     assert found(model) == ["a"]
-
-
-def test_a_deep_head_behind_pooling_is_pointed_out():
-    inputs = keras.Input((5, 6))
-    x = L.Dense(4, name="features")(inputs)
-    x = L.GlobalAveragePooling1D(name="pool")(x)
-    x = L.Dense(8, name="hidden")(x)
-    model = keras.Model(inputs, L.Dense(2, name="probabilities")(x))
-    with pytest.warns(UserWarning, match="hidden") as caught:
-        assert found(model) == ["features", "pool", "hidden"]
-    assert "base=':pool'" in str(caught[0].message)
-    assert found(model, ":pool") == ["features", "pool"]
-
-
-@pytest.mark.parametrize("end", [L.Flatten, L.GlobalMaxPooling1D])
-def test_a_head_of_one_layer_is_not_pointed_out(end: type):
-    layers = [L.Dense(4, name="features"), end(), L.Dropout(0.1), L.Dense(2)]
-    model = keras.Sequential([keras.Input((5, 6)), *layers])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert found(model) == ["features"]
 
 
 @pytest.mark.parametrize("kind", ["nested", "sequential", "subclassed", "shared"])
@@ -165,12 +137,26 @@ def test_a_base_that_is_not_in_the_model(kind: str):
         assert "Received" in str(error.value)
 
 
-def test_a_base_of_which_only_a_part_was_built_in():
+def test_of_a_base_that_was_built_in_partly_the_layers_in_the_model_count():
     base = B.functional_base()
     model = keras.Model(base.input, L.Dense(1, name="head")(base.get_layer("b2").output))
-    with pytest.raises(LayerMatchError, match="must be part of the model"):
-        find_base(model, base)
-    assert found(model, ":b2") == ["b1", "b2"]
+    assert found(model, base) == found(model, [base]) == found(model, ":b2") == ["b1", "b2"]
+
+
+def test_a_base_whose_last_blocks_are_not_used_is_frozen_and_unfrozen():
+    """A decoder takes tensors out of the middle of it, as in DeepLab and U-Net."""
+    base = B.functional_base(extras=True)
+    first, second = (base.get_layer(name).output for name in ("b1", "b2"))
+    decoded = L.Dense(4, name="decoder")(L.Concatenate()([first, second]))
+    model = B.compiled(keras.Model(base.input, L.Dense(1, name="head")(decoded)))
+    (x, y), before, cache = B.data(), B.weights(base), BottleneckCache(verbose=0)
+    steps = [FreezeBase(base), GradualUnfreeze({2: "b2"}, verbose=0), cache]
+    model.fit(x, y, epochs=2, verbose=0, callbacks=steps)
+    assert B.changed(before, B.weights(base)) == set()
+    assert cache.stats.enabled
+    assert cache.stats.base_passes == 1.0
+    model.fit(x, y, initial_epoch=2, epochs=3, verbose=0, callbacks=steps)
+    assert B.changed(before, B.weights(base)) == {"b2"}
 
 
 def test_finding_changes_nothing():

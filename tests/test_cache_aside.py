@@ -159,8 +159,26 @@ def test_what_is_in_a_subclassed_model():
     check_aside(run, "'noise' is called before 'base', and it stays random")
 
 
-def test_a_subclassed_model_whose_base_is_no_layer():
-    check_aside(Run(builders.subclassed, frozen=lambda: [FreezeBase("b1")]), "isn't one layer")
+class Loose(keras.Model):
+    """Its base is two layers that nothing but the model holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = L.Dense(8, name="a"), L.Dense(8, name="b")
+        self.head = L.Dense(1, name="head")
+
+    def call(self, inputs):
+        return self.head(self.b(self.a(inputs)))
+
+
+def loose() -> keras.Model:
+    model = Loose()
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def test_a_subclassed_model_no_layer_of_which_holds_the_base():
+    check_aside(Run(loose, frozen=lambda: [FreezeBase(["a", "b"])]), "no layer of it holds")
 
 
 def augmented() -> Any:

@@ -517,14 +517,6 @@ def test_what_is_probably_not_meant_is_warned_of(case: str):
         assert part in message
 
 
-def test_a_base_that_is_guessed_with_a_deep_head_is_warned_of_in_fit():
-    layers = [L.Dense(4, name="b"), L.Flatten(name="flat"), L.Dense(3, name="h"), L.Dense(1)]
-    model = B.compiled(keras.Sequential([keras.Input((6,)), *layers]))
-    [message] = warned_of([FreezeBase()], model)
-    for part in ("['h']", "new head", "base=':flat'"):
-        assert part in message
-
-
 QUIET = {
     "a schedule": lambda: [FreezeBase(), thaw({1: "b3"})],
     "a rate alone": lambda: [FreezeBase(), thaw([Stage(1, learning_rate=0.1)])],

@@ -10,8 +10,8 @@ from keras_freeze.features.budget import numpy_dtype
 from keras_freeze.features.cache import FeatureCache
 from keras_freeze.features.served import Subject
 from keras_freeze.features.stats import CacheStats
-from keras_freeze.graph.base import Base, find_base
-from keras_freeze.graph.tree import Layer
+from keras_freeze.graph.base import find_base
+from keras_freeze.graph.tree import Layer, own_variables
 from keras_freeze.report.lines import first_pass_line, pass_line
 from keras_freeze.training import loop
 from keras_freeze.training.guard import GuardedStep, ServedTest
@@ -42,9 +42,8 @@ class Caching:
         self.iterator = loop.epoch_iterator()
         self.test: ServedTest | None = None
         self.told: set[int] = set()  # stages
-        subject = Subject(
-            model, plan.tree, _container(callback.base, model, plan), plan.base_leaves
-        )
+        served = _served_leaves(callback.base, model, plan)
+        subject = Subject(model, plan.tree, served, plan.base_leaves)
         dtype = numpy_dtype(callback.dtype) if callback.dtype else None
         callback.stats = CacheStats()
         self.cache = FeatureCache(subject, callback.stats, callback.byte_limit, dtype)
@@ -93,16 +92,18 @@ class Caching:
             self.test.arm()
 
 
-def _container(base: Any, model: Any, plan: Plan) -> Layer | None:
-    """The one layer that is the base; None if the base is a choice of layers."""
-    bases = plan.bases or _guessed(model) if base is None else [find_base(model, base)]
-    roots = [found.scope.tree.root for found in bases]
-    inside = [root for root in roots if root in plan.tree and root is not model]
-    return inside[0] if len(inside) == 1 else None
+def _served_leaves(base: Any, model: Any, plan: Plan) -> list[Layer]:
+    """The leaves that the user wants cached: named, of the base, frozen by hand, or guessed."""
+    if base is not None:
+        return find_base(model, base).leaves
+    if plan.bases:
+        return plan.base_leaves
+    frozen = [leaf for leaf in plan.tree.leaves if own_variables(leaf) and not leaf.trainable]
+    return frozen or _guessed(model)
 
 
-def _guessed(model: Any) -> list[Base]:
+def _guessed(model: Any) -> list[Layer]:
     try:
-        return [find_base(model)]
+        return find_base(model).leaves
     except LayerMatchError:
         return []

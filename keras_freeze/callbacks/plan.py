@@ -90,12 +90,17 @@ def make_plan(
         scope = bases[0].scope  # its own graph serves "20%" and "-20:"
     if schedule is not None and (base is not None or not bases):
         own = find_base(model, base)
-        bases, scope = [*bases, own], own.scope
+        same = next((found for found in bases if _is_same(found, own)), None)
+        bases, scope = bases if same else [*bases, own], (same or own).scope
     plan = Plan(tree, bases, schedule, batch_norm)
     plan.flags = _flags(plan, scope)
     for number in range(plan.number_at(0), len(plan.flags)):
         _check_something_trains(plan, number)
     return plan
+
+
+def _is_same(one: Base, other: Base) -> bool:
+    return {id(leaf) for leaf in one.leaves} == {id(leaf) for leaf in other.leaves}
 
 
 def _flags(plan: Plan, scope: Scope) -> list[dict[int, bool]]:

@@ -14,7 +14,7 @@ from keras_freeze.features.fixed import TRAINS, Fixed, is_of_keras
 from keras_freeze.features.layout import Flags, cut_names, plan_layout
 from keras_freeze.features.part import Features, GraphPart, WholePart
 from keras_freeze.features.tap import OBSTACLE, Tap
-from keras_freeze.graph.program import read_program
+from keras_freeze.graph.program import Program, read_program
 from keras_freeze.graph.tree import Layer, LayerTree, hidden_layers
 from keras_freeze.training.functions import has_own_functions, make_over
 from keras_freeze.training.inference import frozen_calls
@@ -29,22 +29,24 @@ class Subject:
     Args:
         model: the model that is fitted.
         tree: all its layers.
-        base: the layer that is served if the model's own graph can't be read; None = there is none.
+        served: the leaves to be served; they decide if the model's own graph can't be read.
         base_leaves: the leaves that run in inference mode while they are frozen.
 
     Attributes:
-        container: whose call is answered: the model, or its base.
+        container: whose call is answered: the model, or the smallest layer that holds all served
+            leaves and whose graph can be read.
         program: of the container; None if it can't be read.
     """
 
-    def __init__(self, model: Model, tree: LayerTree, base: Layer | None, base_leaves: list[Layer]):
+    def __init__(
+        self, model: Model, tree: LayerTree, served: list[Layer], base_leaves: list[Layer]
+    ):
         self.model = model
         self.tree = tree
         self.base_leaves = base_leaves
-        self.program = read_program(model)
-        self.container = model
-        if self.program is None and base is not None:
-            self.container, self.program = base, read_program(base)
+        self.container, self.program = model, read_program(model)
+        if self.program is None:
+            self.container, self.program = _container(tree, served)
 
     @property
     def is_readable(self) -> bool:
@@ -62,12 +64,28 @@ class Subject:
         """Raises `StepAsideError` if no layout could ever be served."""
         if self.container is self.model and self.program is None:
             raise StepAsideError(
-                "the model is subclassed, so its graph can't be read, and its base isn't one layer",
-                "name that layer, FreezeBase('name') or BottleneckCache('name')",
+                "the model is subclassed, so its graph can't be read, and no layer of it holds the "
+                "whole base",
+                "name a layer that can be cached as a whole, BottleneckCache('name')",
             )
 
     def fixed(self, flags: Flags) -> Fixed:
         return Fixed(self.tree, {id(leaf) for leaf in self.base_leaves}, flags)
+
+
+def _container(tree: LayerTree, served: list[Layer]) -> tuple[Layer, Program | None]:
+    """The smallest layer that holds all served leaves, one whose graph can be read before others.
+
+    The root itself if there is none.
+    """
+    wanted = {id(leaf) for leaf in served if leaf.weights}
+    below = {id(layer): {id(leaf) for leaf in tree.below(layer)} for layer in tree}
+    inner = [layer for layer in tree if layer is not tree.root and wanted]
+    holders = [layer for layer in inner if wanted <= below[id(layer)]]
+    holders.sort(key=lambda layer: len(below[id(layer)]))
+    programs = ((layer, read_program(layer)) for layer in holders)
+    readable = next((found for found in programs if found[1] is not None), None)
+    return readable or (holders[0] if holders else tree.root, None)
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,12 @@ def version_of(tensor: Tensor) -> Any:
 
 
 def read_program(model: Layer) -> Program | None:
-    """Returns the program of a functional or Sequential model; None of any other."""
-    if not _is_plain(model):
+    """Returns the program of a functional or Sequential model; None of any other.
+
+    A `__call__` of the model's own (as KerasHub's tasks have) is no obstacle: who runs the program
+    in place of `call` is called by it.
+    """
+    if not _runs_its_graph(model):
         return None
     reader = _Reader()
     inputs = [reader.new(symbol) for symbol in _graph(model).inputs]
@@ -153,19 +157,27 @@ def _graph(model: Layer) -> Any:
 
 def _is_plain(layer: Layer) -> bool:
     """True if all that `layer` does when it is called is to run its graph."""
+    return _runs_its_graph(layer) and _is_of_keras(type(layer).__call__)
+
+
+def _runs_its_graph(layer: Layer) -> bool:
+    """True if all that `call` of `layer` does is to run its graph."""
     if not isinstance(layer, keras.Model) or _graph(layer) is None:
         return False
     if not hasattr(_graph(layer), "_nodes_by_depth") or layer.activity_regularizer is not None:
         return False
-    methods = (type(layer).call, type(layer).__call__)
-    of_keras = all(method.__module__.split(".")[0] == "keras" for method in methods)
-    return of_keras and "call" not in vars(layer)
+    return _is_of_keras(type(layer).call) and "call" not in vars(layer)
+
+
+def _is_of_keras(method: Any) -> bool:
+    return str(method.__module__).split(".")[0] == "keras"
 
 
 def _has_plain_arguments(node: Any) -> bool:
     """True if a model is called as `model(inputs)`; `training` is overruled anyway."""
     options = {key: value for key, value in node.arguments.kwargs.items() if key != "training"}
-    return len(node.arguments.args) == 1 and all(value is None for value in options.values())
+    given = keras.tree.flatten(list(options.values()))  # such as a mask for each input
+    return len(node.arguments.args) == 1 and all(value is None for value in given)
 
 
 def _context_arguments(operation: Any) -> Iterable[str]:

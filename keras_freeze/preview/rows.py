@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,8 +13,9 @@ from keras_freeze.callbacks.plan import Plan, make_plan
 from keras_freeze.errors import FreezeError, ScheduleError
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.budget import row_bytes
-from keras_freeze.features.layout import cut_names, plan_layout
-from keras_freeze.features.served import Subject
+from keras_freeze.features.layout import Flags
+from keras_freeze.features.part import GraphPart
+from keras_freeze.features.served import Choice, Subject, choose, symbols_of
 from keras_freeze.graph.flops import backward_flops, total_flops
 from keras_freeze.graph.tree import count_params, own_variables
 from keras_freeze.schedule.schedule import Schedule
@@ -131,30 +133,33 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
     """The cut of a cache, and what is left to do, as shares of training everything uncached."""
     now = _flags(plan, number)
     later = [now | flags for flags in plan.flags_after(number, epochs)]
-    roots = [found.scope.tree.root for found in plan.bases]
-    inside = [root for root in roots if root in plan.tree and root is not model]
-    subject = Subject(model, plan.tree, inside[0] if len(inside) == 1 else None, plan.base_leaves)
-    unknown = dict.fromkeys(("cut", "row_bytes", "cache_bytes", "work", "work_cached"))
-    if subject.program is None or not subject.is_readable:
-        return unknown
-    program = subject.program
-    forward = total_flops(program, program.steps)
-    backward = backward_flops(program, lambda layer: _trains(plan, layer, now))
-    try:
-        layout = plan_layout(program, subject.fixed, now, later)
-    except StepAsideError:
-        layout = None
-    row = {**unknown, "work": (forward + backward) / (3 * forward) if forward else None}
-    if layout is None or layout.cut.obstacle is not None or not layout.cut.values:
+    subject = Subject(model, plan.tree, plan.base_leaves, plan.base_leaves)
+    choice = _choice(subject, now, later)
+    part = choice.part if choice is not None else None
+    row: Row = dict.fromkeys(("cut", "row_bytes", "cache_bytes", "work", "work_cached"))
+    if choice is not None and part is not None:
+        symbols = symbols_of(part)
+        size = None if symbols is None else row_bytes(symbols)
+        total = size * images if size is not None and images is not None else None
+        row |= {"cut": choice.names, "row_bytes": size, "cache_bytes": total}
+    program = subject.program if subject.is_readable else None
+    forward = total_flops(program, program.steps) if program is not None else 0.0
+    if program is None or not forward:
         return row
-    size = row_bytes([program.symbols[value] for value in layout.values])
-    tail = total_flops(program, layout.cut.tail)
-    return row | {
-        "cut": cut_names(program, layout.cut.values),
-        "row_bytes": size,
-        "cache_bytes": size * images if size is not None and images is not None else None,
-        "work_cached": (tail + backward) / (3 * forward) if forward else None,
-    }
+    backward = backward_flops(program, lambda layer: _trains(plan, layer, now))
+    row["work"] = (forward + backward) / (3 * forward)
+    if isinstance(part, GraphPart):
+        row["work_cached"] = (total_flops(program, part.cut.tail) + backward) / (3 * forward)
+    return row
+
+
+def _choice(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice | None:
+    """What a cache would serve, asked as the run asks it."""
+    try:
+        subject.check()
+        return choose(subject, now, later)
+    except StepAsideError:
+        return None
 
 
 def _trains(plan: Plan, layer: Any, flags: dict[int, bool]) -> bool:
