@@ -63,6 +63,7 @@ def test_stages(printed, verbose):
     text = printed()
     assert blocks(text) == {
         "Stage 0 (frozen base) from epoch 1/3": [
+            "  base           base, 6 layers with weights",
             "  frozen         b1, b2, ..., b6 (6 layers)",
             "  parameters     7 trainable, 252 frozen",
             "  learning rate  0.25",
@@ -133,6 +134,7 @@ def test_silence(capsys):
 def test_freeze_base_alone(capsys):
     """It says what is frozen, if it is asked to; and so it does beside a silent schedule."""
     frozen = [
+        "  base           base, 6 layers with weights",
         "  frozen         b1, b2, ..., b6 (6 layers)",
         "  parameters     7 trainable, 252 frozen",
     ]

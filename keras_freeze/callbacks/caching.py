@@ -15,6 +15,7 @@ from keras_freeze.graph.tree import Layer, own_variables
 from keras_freeze.report.lines import first_pass_line, pass_line
 from keras_freeze.training import loop
 from keras_freeze.training.guard import GuardedStep, ServedTest
+from keras_freeze.training.trainable import flags_now
 
 
 class Caching:
@@ -55,7 +56,7 @@ class Caching:
 
     def follow(self, number: int) -> None:
         """The flags are those of a stage now."""
-        now = {id(leaf): bool(leaf.trainable) for leaf in self.plan.tree.leaves}
+        now = flags_now(self.plan.tree)
         later = [now | flags for flags in self.plan.flags_after(number, self.reached)]
         self.cache.follow(number, now, later)
 

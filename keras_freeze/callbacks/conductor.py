@@ -19,6 +19,7 @@ from keras_freeze.callbacks.plan import (
     warn_of_untrained_head,
 )
 from keras_freeze.callbacks.rating import Rating
+from keras_freeze.callbacks.reporting import describe_base, stage_report, trainable_layers
 from keras_freeze.callbacks.stops import Stops
 from keras_freeze.callbacks.triggers import Triggers, check_monitors
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
@@ -29,6 +30,8 @@ from keras_freeze.training.trainable import (
     differ,
     flags_of,
     open_containers,
+    restore_flags,
+    trained,
 )
 
 UNAWARE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
@@ -63,7 +66,7 @@ class Conductor:
         self.pending: list[str] = []  # texts that wait until they don't tear the progress bar
         self.triggers = self._make_triggers()
         self.flags = flags_of(self.plan.tree)
-        self.trainable = self._trainable_leaves()
+        self.trainable = trainable_layers(self.plan.tree)
         self.step = guard.GuardedStep(
             model, self.plan.tree, self.plan.base_leaves, self._find_server
         )
@@ -94,10 +97,11 @@ class Conductor:
             return None
         known = loop.known_logs(self.model, self.callback_list)
         check_monitors(schedule, known and known | set(self.logs()))
-        thawed = {key for flags in self.plan.flags for key, trainable in flags.items() if trainable}
         leaves = self.plan.base_leaves if self.recompile is None else []
-        kept = [leaf for leaf in leaves if id(leaf) not in thawed]
-        fixed = {id(variable) for leaf in kept for variable in own_variables(leaf)}
+        fixed = {id(variable) for leaf in leaves for variable in own_variables(leaf)}
+        fixed -= {
+            id(v) for flags in self.plan.flags for leaf in leaves for v in trained(leaf, flags)
+        }
         return Triggers(schedule, self.clock.begun, self.model, fixed)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -148,7 +152,8 @@ class Conductor:
         if self._is_shown(stage):
             did = {"reset": "reset", "carry": "carried over"}[mode] if not first else ""
             title, when = self.plan.title(number), f"from {self.when}"
-            print(self._report(title, when, before, did), flush=True)
+            base = describe_base(self.plan) if first else ""
+            print(self._report(title, when, before, did, base), flush=True)
 
     def heed_stops(self) -> None:
         """A PerStage's stop ends the stage; the run, if it is the last. Another's ends the run."""
@@ -163,10 +168,11 @@ class Conductor:
             self.pending.append(ended_early_line(title, self.when, askers))
 
     def _warn_of_untrained_head(self) -> None:
-        """The first stage begins with the run, and the optimizer has never made a step."""
-        stage = self.plan.stage(1)
+        """Layers of the base are trained from the start, and the optimizer never made a step."""
+        stage, flags = self.plan.stage(1), self.plan.flags[1]
+        unfrozen = any(flags.get(id(leaf)) for leaf in self.plan.base_leaves)
         untrained = not any(map(ages.updates, optimizer.leaves(self.model.optimizer)))
-        if stage is not None and stage.unfreeze is not None and self.clock.epoch == 0 and untrained:
+        if stage is not None and unfrozen and self.clock.epoch == 0 and untrained:
             warn_of_untrained_head(stage)
 
     def _set_paces(self) -> bool:
@@ -188,12 +194,12 @@ class Conductor:
     def _all_or_nothing(self) -> Iterator[None]:
         """Puts flags and rates back after an interrupted change, as `rebuild` the optimizer."""
         tree = self.plan.tree
-        before = {id(leaf): bool(leaf.trainable) for leaf in tree.leaves}
+        before = flags_of(tree)
         rates_before = rates.rates_of(self.model.optimizer)
         try:
             yield
         except BaseException:
-            apply_flags(tree, before)
+            restore_flags(tree, before)
             rates.set_rates(self.model.optimizer, rates_before)
             raise
 
@@ -225,7 +231,7 @@ class Conductor:
 
     def _note_change(self) -> None:
         self.flags = flags_of(self.plan.tree)
-        self.trainable = self._trainable_leaves()
+        self.trainable = trainable_layers(self.plan.tree)
         self._refresh(made=True)
 
     def _refresh(self, *, made: bool) -> None:
@@ -293,29 +299,9 @@ class Conductor:
         """The epoch as people count it."""
         return f"epoch {self.clock.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
 
-    def _trainable_leaves(self) -> dict[int, str]:
-        """Names by id; where several layers have a name, their paths."""
-        tree = self.plan.tree
-        leaves = [leaf for leaf in tree.leaves if own_variables(leaf)]
-        names = [leaf.name for leaf in leaves]
-        labels = {
-            id(leaf): leaf.name if names.count(leaf.name) == 1 else tree.paths(leaf)[0]
-            for leaf in leaves
-        }
-        return {id(leaf): labels[id(leaf)] for leaf in leaves if leaf.trainable}
-
     def _report(
-        self, title: str, when: str, before: dict[int, str], optimizer_did: str
+        self, title: str, when: str, before: dict[int, str], optimizer_did: str, base: str = ""
     ) -> StageReport:
-        now = self.trainable
-        trainable = count_params(self.model.trainable_variables)
-        return StageReport(
-            title=title,
-            when=when,
-            thawed=[name for key, name in now.items() if key not in before],
-            frozen=[name for key, name in before.items() if key not in now],
-            trainable_params=trainable,
-            frozen_params=int(self.model.count_params()) - trainable,
-            rates=rates.log_rates(self.model.optimizer),
-            optimizer=optimizer_did,
+        return stage_report(
+            self.model, self.plan.tree, title, when, before, self.trainable, optimizer_did, base
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from keras_freeze.callbacks.plan import Plan
 from keras_freeze.graph.base import Base
 from keras_freeze.graph.blocks import weighted_blocks
-from keras_freeze.graph.tree import Layer, own_variables
+from keras_freeze.graph.tree import own_variables
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training.paces import FULL, Pace
 
@@ -54,16 +55,16 @@ def still_rising(paces: Paces, before: Paces) -> Paces:
     }
 
 
-def warmed_up(paces: Paces, thawed: list[Layer], steps: int, updates: Mapping[int, int]) -> Paces:
-    """Returns the paces with those of thawed layers growing from small to their own.
+def warmed_up(paces: Paces, thawed: list[Any], steps: int, updates: Mapping[int, int]) -> Paces:
+    """Returns the paces with those of unfrozen variables growing from small to their own.
 
     Args:
         paces: of the stage.
-        thawed: the layers that it has just thawed.
+        thawed: the variables that it has just unfrozen.
         steps: after which they are at their own.
         updates: how many updates the optimizer of each variable has made, by its id.
     """
-    slow = {id(v): paces.get(id(v), FULL) for leaf in thawed for v in own_variables(leaf)}
+    slow = {id(v): paces.get(id(v), FULL) for v in thawed}
     return paces | {
         key: Pace(pace.scale, updates[key], steps) for key, pace in slow.items() if key in updates
     }

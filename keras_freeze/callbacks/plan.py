@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_freeze.errors import ScheduleError
 from keras_freeze.graph.base import Base, find_base
-from keras_freeze.graph.selectors import Scope, select
-from keras_freeze.graph.tree import Layer, LayerTree, own_variables
+from keras_freeze.graph.selectors import LORA, Scope, select
+from keras_freeze.graph.tree import Layer, LayerTree, adapters, children
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
-from keras_freeze.training.trainable import check_not_only_batch_norm, may_thaw
+from keras_freeze.training.trainable import check_not_only_batch_norm, may_thaw, trained
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Plan:
         bases: the bases that are frozen first; none if no callback asks for one.
         schedule: the stages, or None.
         batch_norm: `"freeze"` or `"train"`.
-        flags: for each stage number, `{id(leaf): trainable}` for all leaves that the plan rules.
+        flags: for each stage number, those of all leaves that the plan rules, as in `trained`.
     """
 
     tree: LayerTree
@@ -41,7 +41,12 @@ class Plan:
     @property
     def ruled(self) -> list[Layer]:
         """The leaves that a stage, or the freezing of a base, says something of."""
-        return [leaf for leaf in self.tree.leaves if any(id(leaf) in f for f in self.flags)]
+        keys = {key for flags in self.flags for key in flags}
+        return [
+            leaf
+            for leaf in self.tree.leaves
+            if id(leaf) in keys or any(id(variable) in keys for variable in adapters(leaf))
+        ]
 
     def flags_after(self, number: int, epochs: int | None) -> list[dict[int, bool]]:
         """Returns the flags of the stages that come after one and are reached."""
@@ -49,10 +54,17 @@ class Plan:
         unreached = [n for n, at in stages if epochs and isinstance(at, int) and at >= epochs]
         return [self.flags[n] for n, _ in stages if n > number and n not in unreached]
 
-    def thawed(self, number: int, before: int) -> list[Layer]:
-        """The layers that are trainable in a stage and weren't in another one."""
-        now, then = self.flags[number], self.flags[before]
-        return [leaf for leaf in self.tree.leaves if now.get(id(leaf)) and not then[id(leaf)]]
+    def thawed(self, number: int, before: int) -> list[Any]:
+        """The variables that are trained in a stage and weren't in another one."""
+        return [v for leaf in self.ruled for v in self._new(leaf, number, before)]
+
+    def thawed_layers(self, number: int, before: int) -> list[Layer]:
+        """The layers of these variables."""
+        return [leaf for leaf in self.ruled if self._new(leaf, number, before)]
+
+    def _new(self, leaf: Layer, number: int, before: int) -> list[Any]:
+        then = {id(variable) for variable in trained(leaf, self.flags[before])}
+        return [v for v in trained(leaf, self.flags[number]) if id(v) not in then]
 
     def stage(self, number: int) -> Stage | None:
         """The stage of that number; None before the first."""
@@ -103,30 +115,50 @@ def _is_same(one: Base, other: Base) -> bool:
     return {id(leaf) for leaf in one.leaves} == {id(leaf) for leaf in other.leaves}
 
 
+class Change(NamedTuple):
+    """What one stage says.
+
+    Attributes:
+        flags: as in `trained`.
+        adapters: those of them that are of LoRA adapters that were named as such.
+    """
+
+    flags: dict[int, bool]
+    adapters: dict[int, bool]
+
+
 def _flags(plan: Plan, scope: Scope) -> list[dict[int, bool]]:
-    """The base begins frozen; outside it, a layer begins as what its first stage changes."""
+    """The base begins frozen, its LoRA adapters trainable.
+
+    Outside it a layer begins as the opposite of what the first stage that names it does, and so do
+    adapters that a stage names as such.
+    """
     stages = [] if plan.schedule is None else list(plan.schedule)
     changes = [_change(plan, scope, number, stage) for number, stage in enumerate(stages, start=1)]
-    start = {id(leaf): False for leaf in plan.base_leaves}
+    first: dict[int, bool] = {}
     for change in changes:
-        for key, trainable in change.items():
+        first = {key: not trainable for key, trainable in change.adapters.items()} | first
+    start = first | {id(leaf): False for leaf in plan.base_leaves}
+    for leaf in plan.base_leaves:
+        start |= {id(v): first.get(id(v), True) for v in adapters(leaf)}
+    for change in changes:
+        for key, trainable in change.flags.items():
             start.setdefault(key, not trainable)
     flags = [start]
     for number, change in enumerate(changes, start=1):
-        flags.append({**flags[-1], **change})
+        flags.append({**flags[-1], **change.flags})
         if flags[-1] == flags[-2]:
             _warn_of_idle_stage(stages[number - 1], number)
     return flags
 
 
-def _change(plan: Plan, scope: Scope, number: int, stage: Stage) -> dict[int, bool]:
-    """What one stage says: `{id(leaf): trainable}`."""
-    thawed = _selected(plan, scope, number, stage, "unfreeze")
-    frozen = _selected(plan, scope, number, stage, "freeze")
+def _change(plan: Plan, scope: Scope, number: int, stage: Stage) -> Change:
+    thawed, thawed_lora = _selected(plan, scope, number, stage, "unfreeze")
+    frozen, frozen_lora = _selected(plan, scope, number, stage, "freeze")
     both = [leaf.name for leaf in thawed if any(leaf is other for other in frozen)]
     if both:
         raise ScheduleError(
-            f"{stage.title(number)} (at={stage.at}) both thaws and freezes {both[:5]}. "
+            f"{stage.title(number)} (at={stage.at}) both unfreezes and freezes {both[:5]}. "
             f"Take them out of one. Received: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}"
         )
     base = {id(leaf) for leaf in plan.base_leaves}
@@ -136,30 +168,55 @@ def _change(plan: Plan, scope: Scope, number: int, stage: Stage) -> dict[int, bo
         check_not_only_batch_norm(thawed, plan.batch_norm, where)
     change = {id(leaf): True for leaf in thawed}
     change |= {id(leaf): may_thaw(leaf, plan.batch_norm) for leaf in ruled}
-    return change | {id(leaf): False for leaf in frozen}
+    change |= {id(leaf): False for leaf in frozen}
+    change |= {id(v): change[id(leaf)] for leaf in (*thawed, *frozen) for v in adapters(leaf)}
+    lora = {id(v): True for v in thawed_lora} | {id(v): False for v in frozen_lora}
+    return Change(change | lora, lora)
 
 
-def _selected(plan: Plan, scope: Scope, number: int, stage: Stage, argument: str) -> list[Layer]:
+def _selected(
+    plan: Plan, scope: Scope, number: int, stage: Stage, argument: str
+) -> tuple[list[Layer], list[Any]]:
+    """The leaves that a stage names, and the adapters that it names by `"lora"`."""
     selector = getattr(stage, argument)
-    if selector is None:
-        return []
+    items = list(selector) if isinstance(selector, (list, tuple)) else [selector]
     where = f"`{argument}` of {stage.title(number)} (at={stage.at})"
-    return select(scope, selector, where=where, fallback=Scope(plan.tree))
+    options: dict[str, Any] = {"where": where, "fallback": Scope(plan.tree)}
+    lora: list[Any] = []
+    if any(isinstance(item, str) and item == LORA for item in items):
+        named = select(scope, LORA, **options)
+        lora = [variable for leaf in named for variable in adapters(leaf)]
+    if lora:
+        items = [item for item in items if not isinstance(item, str) or item != LORA]
+    rest = items if isinstance(selector, (list, tuple)) else items[0] if items else None
+    return (select(scope, rest, **options) if rest else []), lora
 
 
 def _check_something_trains(plan: Plan, number: int) -> None:
     flags = plan.flags[number]
-    weighted = [leaf for leaf in plan.tree.leaves if own_variables(leaf)]
-    trainable = (flags.get(id(leaf), leaf.trainable) for leaf in weighted)
-    if not any(trainable):
-        stage = plan.stage(number)
-        labels = ", ".join(repr(base.label) for base in plan.bases)
-        raise ScheduleError(
-            f"{stage.title(number) if stage else 'Stage 0 (before the first)'} leaves nothing "
-            f"trainable: all weights of {plan.tree.root.name!r} are in the frozen base ({labels}) "
-            "or frozen themselves. Add a head behind the base, or name a smaller base. "
-            f"Received: {stage!r}"
-        )
+    if any(trained(leaf, flags) for leaf in plan.tree.leaves):
+        return
+    stage = plan.stage(number)
+    labels = ", ".join(repr(base.label) for base in plan.bases)
+    raise ScheduleError(
+        f"{stage.title(number) if stage else 'Stage 0 (before the first)'} leaves nothing "
+        f"trainable: all weights of {plan.tree.root.name!r} are in the frozen base ({labels}) "
+        f"or frozen themselves. {_remedy(plan)} Received: {stage!r}"
+    )
+
+
+def _remedy(plan: Plan) -> str:
+    """What to do about a base that holds all weights, as that of a language model does."""
+    root = plan.bases[0].scope.tree.root if plan.bases else plan.tree.root
+    blocks = [layer for layer in children(root) if layer.weights]
+    remedy = "Add a head after the base, or name a smaller base"
+    if len(blocks) > 1:
+        remedy += f": FreezeBase(':{blocks[(len(blocks) - 1) // 2].name}') freezes its lower layers"
+    if any(adapters(leaf) for leaf in plan.base_leaves):
+        return f"{remedy}. Or let its adapters train from the start: take 'lora' out of `unfreeze`."
+    if hasattr(root, "enable_lora"):
+        return f"{remedy}. Or add adapters before `compile`: {root.name}.enable_lora(rank=4)."
+    return f"{remedy}."
 
 
 def _warn_of_idle_stage(stage: Stage, number: int) -> None:

@@ -13,9 +13,8 @@ from keras_freeze.graph.tree import (
     LayerTree,
     draws_random_numbers,
     own_states,
-    own_variables,
 )
-from keras_freeze.training.trainable import is_batch_norm
+from keras_freeze.training.trainable import is_batch_norm, trained
 
 TRAINS = "trains"
 MOVES = "its statistics move"
@@ -28,7 +27,7 @@ class Fixed:
     Args:
         tree: the whole model.
         base: ids of the leaves that run in inference mode while they are frozen.
-        flags: `{id(leaf): trainable}` of all leaves.
+        flags: of all leaves, as in `trained`.
     """
 
     def __init__(self, tree: LayerTree, base: set[int], flags: Mapping[int, bool]):
@@ -41,7 +40,7 @@ class Fixed:
         if not isinstance(operation, keras.layers.Layer) or operation not in self.tree:
             return ""
         leaves = self.tree.below(operation)
-        if any(own_variables(leaf) and self.flags[id(leaf)] for leaf in leaves):
+        if any(trained(leaf, self.flags) for leaf in leaves):
             left_training = self._is_moving(operation) and id(operation) not in self.base
             return MOVES if left_training else TRAINS
         return self._why_not_quiet(operation, leaves)
@@ -72,8 +71,7 @@ class Fixed:
         if not isinstance(operation, keras.layers.Layer) or operation not in self.tree:
             return False
         leaves = [leaf for leaf in self.tree.below(operation) if leaf.weights]
-        trained = any(own_variables(leaf) and self.flags[id(leaf)] for leaf in leaves)
-        return bool(leaves) and not trained
+        return bool(leaves) and not any(trained(leaf, self.flags) for leaf in leaves)
 
 
 def _all_below(layer: Layer) -> list[Layer]:

@@ -3,8 +3,8 @@
 `"block5_conv1"` exact name at any depth; `"block5_*"` glob on the name or the path; `"a:"`, `":b"`,
 `"a:b"` slices by name in execution order, both ends included as in pandas' `.loc`; `"-20:"` by
 index; `"20%"` the last share of the layers with weights, moved to the nearest block boundary;
-`"re:..."` full-match regex on the path; `"all"`; `"!..."` in a list takes away; a callable
-`layer -> bool`; a `Layer`; lists of these.
+`"re:..."` full-match regex on the path; `"all"`; `"lora"` the layers with LoRA adapters; `"!..."`
+in a list takes away; a callable `layer -> bool`; a `Layer`; lists of these.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import keras
 
 from keras_freeze.errors import LayerMatchError
 from keras_freeze.graph.blocks import block_starts
-from keras_freeze.graph.tree import Layer, LayerTree
+from keras_freeze.graph.tree import Layer, LayerTree, adapters
 
+LORA = "lora"  # names the layers that have LoRA adapters
 PERCENT = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
 INTEGER = re.compile(r"\s*([+-]?\d+)\s*")
 
@@ -58,8 +59,8 @@ def select_layers(model_or_base: Layer, selector: Any) -> list[Layer]:
         model_or_base: a `keras.Model` or layer whose sublayers exist.
         selector: a string (`"block5_conv1"`, `"block5_*"`, `"vgg19/block5_*"`,
             `"block5_conv1:"`, `":block3_pool"`, `"a:b"` with both ends included, `"-20:"`,
-            `"20%"`, `"re:.*_conv[12]"`, `"all"`), a callable `layer -> bool`, a `Layer`, or a
-            list of these, in which `"!..."` takes away.
+            `"20%"`, `"re:.*_conv[12]"`, `"all"`, `"lora"` for the layers with LoRA adapters), a
+            callable `layer -> bool`, a `Layer`, or a list of these, in which `"!..."` takes away.
 
     Raises:
         LayerMatchError: nothing matches, or the selector can't be meant (`"-0:"`, `"0%"`).
@@ -194,6 +195,8 @@ def _matches(scope: Scope, item: Any, where: str) -> list[Layer]:
         return _below(scope, lambda layer, path: pattern.fullmatch(path) is not None)
     if item == "all":
         return scope.leaves
+    if item == LORA:
+        return [leaf for leaf in scope.leaves if adapters(leaf)]
     if PERCENT.fullmatch(item):
         return _last_share(scope, item, where)
     if ":" in item:
@@ -295,6 +298,8 @@ def _no_match(scope: Scope, item: Any, where: str, whole: Any = None) -> LayerMa
         plain = item.removeprefix("re:").strip("*?!.:").rsplit("/", 1)[-1]
         near = difflib.get_close_matches(plain, dict.fromkeys(scope.names()), n=3, cutoff=0.4)
     hint = f" Closest names: {', '.join(map(repr, near))}." if near else ""
+    if item == LORA:
+        hint = " No layer has adapters: call enable_lora(rank=4) on the backbone or its layers."
     return LayerMatchError(
         f"{where}: no layer of {root!r} matches {name!r}.{hint} "
         f"Received: {whole if whole is not None else name!r}"

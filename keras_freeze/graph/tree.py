@@ -27,6 +27,13 @@ def own_variables(layer: Layer) -> list[Any]:
     return list(layer._trainable_variables)
 
 
+def adapters(layer: Layer) -> list[Any]:
+    """Returns the LoRA variables of `layer`: trained beside its own weights, which are frozen."""
+    if not getattr(layer, "lora_enabled", False):
+        return []
+    return [variable for variable in own_variables(layer) if variable.name.startswith("lora_")]
+
+
 def own_states(layer: Layer) -> list[Any]:
     """Returns the variables of `layer` itself that no optimizer updates: statistics, counters."""
     return list(layer._non_trainable_variables)  # tried on Keras 3.12.0 and 3.15.1

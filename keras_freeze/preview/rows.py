@@ -17,11 +17,12 @@ from keras_freeze.features.layout import Flags
 from keras_freeze.features.part import GraphPart
 from keras_freeze.features.served import Choice, Subject, choose, symbols_of
 from keras_freeze.graph.flops import backward_flops, total_flops
-from keras_freeze.graph.tree import count_params, own_variables
+from keras_freeze.graph.tree import count_params
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training import rates
 from keras_freeze.training.slots import slot_bytes
+from keras_freeze.training.trainable import flags_now, trained
 
 Row = dict[str, Any]
 
@@ -90,18 +91,20 @@ def _length(schedule: Schedule, number: int, epochs: int | None, steps: int | No
 
 
 def _flags(plan: Plan, number: int) -> dict[int, bool]:
-    return {id(leaf): bool(leaf.trainable) for leaf in plan.tree.leaves} | plan.flags[number]
+    return flags_now(plan.tree) | plan.flags[number]
+
+
+def _trained(plan: Plan, number: int) -> list[Any]:
+    flags = _flags(plan, number)
+    return [variable for leaf in plan.tree.leaves for variable in trained(leaf, flags)]
 
 
 def _layers(plan: Plan, number: int) -> Row:
-    now = _flags(plan, number)
-    before = _flags(plan, number - 1) if number else now
-    weighted = [leaf for leaf in plan.tree.leaves if own_variables(leaf)]
-    trained = [v for leaf in weighted if now[id(leaf)] for v in own_variables(leaf)]
-    count = count_params(trained)
+    count = count_params(_trained(plan, number))
+    before = number - 1 if number else number
     return {
-        "thawed": [leaf.name for leaf in weighted if now[id(leaf)] and not before[id(leaf)]],
-        "frozen": [leaf.name for leaf in weighted if before[id(leaf)] and not now[id(leaf)]],
+        "thawed": [leaf.name for leaf in plan.thawed_layers(number, before)],
+        "frozen": [leaf.name for leaf in plan.thawed_layers(before, number)],
         "trainable_params": count,
         "frozen_params": int(plan.tree.root.count_params()) - count,
     }
@@ -113,9 +116,8 @@ def _rates(plan: Plan, number: int, now: list[Any] | None) -> Row:
     schedule = plan.schedule
     assert schedule is not None
     paces = paces_of(plan, number, lambda stage: _resets(schedule, stage))
-    flags = _flags(plan, number)
-    trained = [v for leaf in plan.tree.leaves if flags[id(leaf)] for v in own_variables(leaf)]
-    shares = [paces[id(v)].scale if id(v) in paces else 1.0 for v in trained]
+    learning = _trained(plan, number)
+    shares = [paces[id(v)].scale if id(v) in paces else 1.0 for v in learning]
     lowest = rate * min(shares) if isinstance(rate, float) and shares else rate
     stage = plan.stage(number)
     warmup = stage.warmup_steps if stage is not None else 0
@@ -123,9 +125,8 @@ def _rates(plan: Plan, number: int, now: list[Any] | None) -> Row:
 
 
 def _memory(plan: Plan, number: int, optimizer: Any) -> Row:
-    flags = _flags(plan, number)
-    trained = [v for leaf in plan.tree.leaves if flags[id(leaf)] for v in own_variables(leaf)]
-    known = slot_bytes(optimizer, trained) if optimizer is not None else None
+    learning = _trained(plan, number)
+    known = slot_bytes(optimizer, learning) if optimizer is not None else None
     return {"optimizer_bytes": known}
 
 
@@ -164,7 +165,7 @@ def _choice(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice | No
 
 def _trains(plan: Plan, layer: Any, flags: dict[int, bool]) -> bool:
     below = plan.tree.below(layer) if layer in plan.tree else []
-    return any(own_variables(leaf) and flags[id(leaf)] for leaf in below)
+    return any(trained(leaf, flags) for leaf in below)
 
 
 def number_of_images(data: Any) -> int | None:

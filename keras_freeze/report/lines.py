@@ -14,6 +14,8 @@ class StageReport:
     Attributes:
         title: "Stage 1 'fine-tune'".
         when: "from epoch 11/20".
+        base: what is the base, "" if it was said before or there is none.
+        adapters: how many layers have LoRA adapters that are trained.
         thawed: names of the layers with weights that became trainable.
         frozen: names of the layers with weights that were frozen.
         trainable_params: number of trainable scalars now.
@@ -30,9 +32,13 @@ class StageReport:
     frozen_params: int
     rates: dict[str, float]
     optimizer: str = ""
+    base: str = ""
+    adapters: int = 0
 
     def __str__(self) -> str:
         lines = [f"{self.title} {self.when}"]
+        if self.base:
+            lines.append(f"  base           {self.base}")
         if self.thawed:
             lines.append(f"  thawed         {shorten(self.thawed)}")
         if self.frozen:
@@ -40,11 +46,39 @@ class StageReport:
         lines.append(
             f"  parameters     {self.trainable_params:,} trainable, {self.frozen_params:,} frozen"
         )
+        if self.adapters:
+            lines.append(f"  adapters       LoRA, trainable in {counted(self.adapters)}")
         for name, rate in self.rates.items():
             lines.append(f"  {name.replace('_', ' '):<14} {rate:.6g}")
         if self.optimizer:
             lines.append(f"  optimizer      {self.optimizer}")
         return "\n".join(lines)
+
+
+def base_line(label: str, layers: int, is_found: bool) -> str:
+    """Returns what the base is.
+
+    Args:
+        label: its name.
+        layers: how many of its layers have weights.
+        is_found: True if the user left it to be found.
+
+    Examples:
+        >>> base_line("vgg19", 16, True)
+        'vgg19, 16 layers with weights (found; pass `base` to choose another)'
+    """
+    how = " (found; pass `base` to choose another)" if is_found else ""
+    return f"{label}, {counted(layers)} with weights{how}"
+
+
+def counted(layers: int) -> str:
+    """Returns a number of layers in words.
+
+    Examples:
+        >>> counted(1), counted(2)
+        ('1 layer', '2 layers')
+    """
+    return f"{layers} layer" if layers == 1 else f"{layers} layers"
 
 
 def ended_early_line(title: str, when: str, askers: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import LayerMatchError, check_choice
-from keras_freeze.graph.tree import Layer, LayerTree, known_containers, own_variables
+from keras_freeze.graph.tree import Layer, LayerTree, adapters, known_containers, own_variables
 
 BATCH_NORM = ("freeze", "train")
 
@@ -108,6 +108,35 @@ def check_not_only_batch_norm(leaves: list[Layer], batch_norm: str, where: str) 
         )
 
 
+def trained(leaf: Layer, flags: Mapping[int, bool]) -> list[Any]:
+    """Returns the variables of a leaf that are trained under flags.
+
+    Args:
+        leaf: a leaf layer.
+        flags: `{id(leaf): trainable}`, and `{id(variable): trainable}` of LoRA adapters, which go
+            before the flag of their leaf. A leaf that isn't in it is judged as it is.
+    """
+    of_leaf = flags.get(id(leaf))
+    return [
+        variable
+        for variable in own_variables(leaf)
+        if flags.get(
+            id(variable), leaf.trainable and variable.trainable if of_leaf is None else of_leaf
+        )
+    ]
+
+
+def flags_now(tree: LayerTree) -> dict[int, bool]:
+    """Returns the flags that the leaves have now, as `trained` reads them."""
+    flags = {}
+    for leaf in tree.leaves:
+        added = adapters(leaf)
+        own = [v for v in own_variables(leaf) if not any(v is each for each in added)]
+        flags[id(leaf)] = bool(leaf.trainable and (not added or any(v.trainable for v in own)))
+        flags |= {id(v): bool(leaf.trainable and v.trainable) for v in added}
+    return flags
+
+
 def apply_flags(tree: LayerTree, flags: Mapping[int, bool]) -> bool:
     """Sets the flags of leaves, and of the containers above them; True if anything changed.
 
@@ -116,19 +145,34 @@ def apply_flags(tree: LayerTree, flags: Mapping[int, bool]) -> bool:
 
     Args:
         tree: the whole model.
-        flags: `{id(leaf): trainable}`; leaves that aren't in it stay as they are.
+        flags: as in `trained`; leaves that aren't in it stay as they are.
     """
     before = flags_of(tree)
+    ruled = {id(leaf) for leaf in tree.leaves if _is_ruled(leaf, flags)}
     for leaf in tree.leaves:
-        if id(leaf) in flags:
-            _set_own_flag(leaf, flags[id(leaf)])
+        if id(leaf) in ruled:
+            learning = {id(variable) for variable in trained(leaf, flags)}
             for variable in own_variables(leaf):
-                variable.trainable = flags[id(leaf)]
+                variable.trainable = id(variable) in learning
+            _set_own_flag(leaf, bool(learning) or flags.get(id(leaf), False))
     for layer in tree:
         below = tree.below(layer)
-        if any(id(leaf) in flags for leaf in below):
+        if any(id(leaf) in ruled for leaf in below):
             _set_own_flag(layer, any(leaf.trainable for leaf in below))
     return differ(before, flags_of(tree))
+
+
+def _is_ruled(leaf: Layer, flags: Mapping[int, bool]) -> bool:
+    return id(leaf) in flags or any(id(variable) in flags for variable in adapters(leaf))
+
+
+def restore_flags(tree: LayerTree, before: Mapping[int, bool]) -> None:
+    """Puts all flags back to what `flags_of` gave."""
+    for layer in tree:
+        if id(layer) in before:
+            _set_own_flag(layer, before[id(layer)])
+        for variable in own_variables(layer):
+            variable.trainable = before.get(id(variable), variable.trainable)
 
 
 def open_containers(tree: LayerTree) -> None:
