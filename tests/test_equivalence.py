@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -212,3 +213,27 @@ def test_holds_for_half_precision():
 
 def test_keeps_a_loss_that_cannot_be_serialized():
     check(with_a_schedule(loss=lambda y, p: keras.ops.mean((y - p) ** 4, -1), eager=True))
+
+
+@pytest.mark.parametrize("mode", ["reset", "carry"])
+@pytest.mark.parametrize("kind", ["nested", "sequential", "flat"])
+@pytest.mark.parametrize("saved", [1, 2, 3], ids="after epoch {}".format)
+def test_a_saved_run_goes_on_as_if_it_was_never_interrupted(
+    tmp_path: Path, kind: str, mode: str, saved: int
+):
+    """In the middle of stage 0, at its end, and in the middle of stage 1."""
+    run = {"batch_size": 4, "epochs": EPOCHS, "verbose": 0, "shuffle": False}
+
+    def ours() -> list[Any]:
+        stages = GradualUnfreeze({2: "b3"}, optimizer=mode, verbose=0)
+        return [FreezeBase(["b1", "b2", "b3"]), stages]
+
+    x, y = builders.data(8)
+    keras.utils.set_random_seed(0)
+    model = builders.compiled(builders.KINDS[kind]())
+    keep = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras")
+    whole = model.fit(x, y, callbacks=[*ours(), keep], **run).history
+    loaded = keras.models.load_model(tmp_path / f"{saved}.keras")
+    rest = loaded.fit(x, y, initial_epoch=saved, callbacks=ours(), **run).history
+    exact = saved != 3 or mode == "reset"  # ages of "carry" aren't in a plain file
+    assert rest["loss"] == pytest.approx(whole["loss"][saved:], abs=0 if exact else 1e-2)

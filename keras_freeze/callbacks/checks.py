@@ -20,9 +20,12 @@ def check_optimizer(model: Any) -> None:
 
 
 def check_built(model: Any, leaves: list[Any]) -> None:
-    """Raises `FreezeError` if a layer that is to be frozen has no weights yet."""
-    unbuilt = [layer.name for layer in leaves if not layer.built]
-    if unbuilt:
+    """Raises `FreezeError` if the model has no weights yet.
+
+    In a built model a layer without weights is one that is made and never called: it does no harm.
+    """
+    if not model.built:
+        unbuilt = [layer.name for layer in leaves if not layer.built]
         raise FreezeError(
             f"`model` must be built before its layers can be frozen: {unbuilt[:5]} aren't. Call it "
             "on one batch first, model(images[:1]), or use model.build(input_shape). "

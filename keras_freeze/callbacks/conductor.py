@@ -49,7 +49,7 @@ class Conductor:
     def __init__(self, callback_list: Any, model: Any, ours: list[Any]):
         check_optimizer(model)
         functions.build(model, loop.batch_specification())
-        check_built(model, [] if model.built else LayerTree(model).leaves)
+        check_built(model, LayerTree(model).leaves)
         self.callback_list = callback_list
         self.model = model
         self.freezing = [c for c in ours if c.role == "freeze"]
@@ -59,7 +59,6 @@ class Conductor:
         self.stops = Stops(model, [c for c in ours if c.role == "per_stage"], self.gradual)
         self.stages = bool(self.freezing or self.gradual or self.recompile)
         self.plan = self._make_plan()
-        check_built(model, self.plan.ruled)
         self.clock = StageClock(self.plan, self.gradual)
         self.rating = Rating(model, self.plan, self._mode)
         self.changes = 0  # of other callbacks
@@ -135,8 +134,12 @@ class Conductor:
         before = self.trainable
         functions.sync(self.model)
         with self._all_or_nothing():
+            trained_before = set(map(id, self.model.trainable_variables))
             changed = apply_flags(self.plan.tree, self.plan.flags[number])
-            reset = mode == "reset" and (changed or not first)
+            # A fit that goes on in the middle of a stage goes on with the optimizer that it has.
+            begins = self.clock.begins() or self.clock.epoch == 0
+            others = trained_before != set(map(id, self.model.trainable_variables))
+            reset = mode == "reset" and (not first or (begins and others))
             new_functions = self.rating.set_rates(number, before_it)
             # Another callback may have set the flags of this stage before.
             stale = not functions.is_in_step(self.model)

@@ -270,7 +270,7 @@ def _last_share(scope: Scope, item: str, where: str) -> list[Layer]:
     """The last share of the layers with weights, from the nearest block start on."""
     share = float(item.strip().rstrip("%")) / 100
     weighted = [bool(leaf.weights) for leaf in scope.indexed]
-    if not any(weighted) or not all(leaf.built for leaf in scope.leaves):
+    if not any(weighted) or not scope.tree.root.built:
         raise LayerMatchError(
             f"{where}: a share counts layers with weights, and {scope.tree.root.name!r} has none, "
             f"or isn't built. Call it on one batch first. Received: {item!r}"
