@@ -38,7 +38,9 @@ class Holder(keras.Model):
 
     def __init__(self):
         super().__init__()
-        self.base = keras.Sequential([keras.Input((6,)), Block(name="a"), Block(name="b")], name="base")
+        self.base = keras.Sequential(
+            [keras.Input((6,)), Block(name="a"), Block(name="b")], name="base"
+        )
         self.head = L.Dense(1, name="head")
         self.spare = L.Dense(3, name="spare")
         self.spare_model = keras.Sequential([L.Dense(3, name="inner")], name="spare_model")

@@ -57,7 +57,7 @@ class Conductor:
         self.recompile: Any = at_most_one([c for c in ours if c.role == "watch"])
         cache = at_most_one([c for c in ours if c.role == "cache"])
         self.stops = Stops(model, [c for c in ours if c.role == "per_stage"], self.gradual)
-        self.stages = bool(self.freezing or self.gradual or self.recompile)
+        self.stages = bool(self.freezing or self.gradual)
         self.plan = self._make_plan()
         self.clock = StageClock(self.plan, self.gradual)
         self.rating = Rating(model, self.plan, self._mode)
@@ -206,14 +206,17 @@ class Conductor:
             rates.set_rates(self.model.optimizer, rates_before)
             raise
 
-    def before_others_act(self, hooks: tuple[str, ...]) -> None:
-        """On JAX, other callbacks may change flags only while the variables hold their values.
+    def acts_in(self, hooks: tuple[str, ...]) -> bool:
+        """True if another callback may change flags in one of these hooks."""
+        return not self.watched.isdisjoint(hooks)
 
-        Keras puts the values of a running epoch back by position among the trainable variables;
-        after a change of flags that would be the wrong position.
+    def before_others_act(self, hooks: tuple[str, ...]) -> None:
+        """If they change flags, the values of the running epoch find their variables all the same.
+
+        The values stay where they are: no sync is needed to look at flags.
         """
-        if self.watched and not self.watched.isdisjoint(hooks):
-            functions.sync(self.model)
+        if self.acts_in(hooks):
+            functions.keep_order(self.model, self.order)
 
     def settle(self, when: str) -> None:
         """With RecompileOnTrainableChange: a change by another callback takes effect now."""
@@ -240,6 +243,8 @@ class Conductor:
     def _refresh(self, *, made: bool) -> None:
         """The steps follow the flags as they are now."""
         self.step.refresh(made=made, server=self._find_server())
+        if self.watched:
+            self.order = functions.variable_order(self.model)
 
     def _find_server(self) -> guard.Server | None:
         if self.caching is None:
@@ -261,10 +266,9 @@ class Conductor:
     def logs(self) -> dict[str, float]:
         """What every epoch's logs carry: numbers, so that any logger shows them."""
         if not self.stages:
-            return {}  # a cache alone must not be seen in the History
-        watching = self.recompile is not None and not self.freezing and self.gradual is None
+            return {}  # a run without stages looks as it does without us
         return {
-            "stage": self.changes if watching else self.clock.number,
+            "stage": self.clock.number,
             "trainable_params": count_params(self.model.trainable_variables),
             **rates.log_rates(self.model.optimizer),
         }

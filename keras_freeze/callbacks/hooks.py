@@ -88,6 +88,10 @@ class Last(keras.callbacks.Callback):
         self.conductor.step.arm()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.conductor.acts_in(loop.TRAIN_END_HOOKS):
+            self.conductor.settle(
+                f"from step {batch + 2} of epoch {self.conductor.clock.epoch + 1}"
+            )
         if self.conductor.stops:
             self.conductor.stops.break_off()
 
@@ -97,12 +101,18 @@ class Last(keras.callbacks.Callback):
             self.conductor.caching.begin_test(self.conductor.step)
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.conductor.watched:
+        self._settle_in_validation(loop.TEST_HOOKS)
+        if self.conductor.caching is not None:
+            self.conductor.caching.arm_test()
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._settle_in_validation(loop.TEST_END_HOOKS)
+
+    def _settle_in_validation(self, hooks: tuple[str, ...]) -> None:
+        if self.conductor.acts_in(hooks):
             self.conductor.settle(
                 f"within the validation of epoch {self.conductor.clock.epoch + 1}"
             )
-        if self.conductor.caching is not None:
-            self.conductor.caching.arm_test()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the end of epoch {epoch + 1}")

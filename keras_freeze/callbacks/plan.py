@@ -106,7 +106,7 @@ def make_plan(
         bases, scope = bases if same else [*bases, own], (same or own).scope
     plan = Plan(tree, bases, schedule, batch_norm)
     plan.flags = _flags(plan, scope)
-    for number in range(plan.number_at(0), len(plan.flags)):
+    for number in range(plan.number_at(0), len(plan.flags)) if plan.bases else ():
         _check_something_trains(plan, number)
     return plan
 

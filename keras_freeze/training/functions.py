@@ -1,7 +1,8 @@
 """The compiled step functions of a model: made anew after a change.
 
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
-`_loss_tracker` (each `compile` makes a new one), `_flatten_layers`, `_jax_state` (JAX only),
+`_loss_tracker` (each `compile` makes a new one), `_flatten_layers`, `_jax_state` and
+`_jax_state_synced` (JAX only),
 `_distribute_strategy` (TensorFlow only), `_symbolic_build`, `tf.Variable._trainable`,
 `_compiled_trainable_state` (not in 3.12.0), `_compile_metrics` and its `_user_metrics`,
 `_user_weighted_metrics`, `_fn` of a metric.
@@ -161,6 +162,41 @@ def sync(model: Model) -> None:
     """On JAX, gives the variables their values back in the middle of an epoch."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
+
+
+def variable_order(model: Model) -> dict[str, list[Any]]:
+    """Returns the variables of a model in the order in which a step's state holds their values."""
+    kinds = ("trainable_variables", "non_trainable_variables")
+    return {kind: list(getattr(model, kind)) for kind in kinds}
+
+
+def keep_order(model: Model, order: dict[str, list[Any]]) -> None:
+    """On JAX, the next sync of a running epoch gives each variable its own value.
+
+    Keras puts the values back by position among the variables that are trainable by then: after a
+    change of flags that is the wrong position. This stands on the model until the next sync, which
+    Keras makes at the latest when `fit` ends or raises.
+
+    Args:
+        model: the model that is fitted.
+        order: its variables as `variable_order` gave them for the step that ran last.
+    """
+    if not hasattr(model, "jax_state_sync"):
+        return
+
+    def sync_in_order() -> None:
+        vars(model).pop("jax_state_sync", None)
+        state = model._jax_state
+        if state and not model._jax_state_synced:
+            for kind, variables in order.items():
+                for variable, value in zip(variables, state.get(kind) or (), strict=False):
+                    variable.assign(value)
+            model._jax_state = {kind: state[kind] for kind in state if kind not in order}
+            model._jax_state_synced = not model._jax_state
+            model.jax_state_sync()
+            model._jax_state = state
+
+    object.__setattr__(model, "jax_state_sync", sync_in_order)
 
 
 def _scope(model: Model) -> AbstractContextManager[Any]:
