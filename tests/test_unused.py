@@ -33,14 +33,16 @@ class Block(L.Layer):
         return {"units": self.units, "name": self.name}
 
 
+def base() -> keras.Sequential:
+    return keras.Sequential([keras.Input((6,)), Block(name="a"), Block(name="b")], name="base")
+
+
 class Holder(keras.Model):
     """Its base, its head and itself hold a part that no step calls."""
 
     def __init__(self):
         super().__init__()
-        self.base = keras.Sequential(
-            [keras.Input((6,)), Block(name="a"), Block(name="b")], name="base"
-        )
+        self.base = base()
         self.head = L.Dense(1, name="head")
         self.spare = L.Dense(3, name="spare")
         self.spare_model = keras.Sequential([L.Dense(3, name="inner")], name="spare_model")
@@ -50,13 +52,11 @@ class Holder(keras.Model):
 
 
 def nested() -> keras.Model:
-    base = keras.Sequential([keras.Input((6,)), Block(name="a"), Block(name="b")], name="base")
-    return keras.Sequential([base, L.Dense(1, name="head")])
+    return keras.Sequential([base(), L.Dense(1, name="head")])
 
 
 def in_the_head() -> keras.Model:
-    base = keras.Sequential([keras.Input((6,)), Block(name="a"), Block(name="b")], name="base")
-    return keras.Sequential([base, Block(1, name="head")])
+    return keras.Sequential([base(), Block(1, name="head")])
 
 
 def flat() -> keras.Model:
@@ -68,15 +68,15 @@ def test_they_stop_no_fit(make: Any):
     model, cache = B.compiled(make()), BottleneckCache(verbose=0)
     (x, y), plan = B.data(16), GradualUnfreeze({2: "b"}, verbose=0)
     options = {"batch_size": 8, "epochs": 2, "verbose": 0}
-    base = ["a", "b"] if make is flat else "base"
-    model.fit(x, y, callbacks=[FreezeBase(base), plan, cache], **options)
+    frozen = ["a", "b"] if make is flat else "base"
+    model.fit(x, y, callbacks=[FreezeBase(frozen), plan, cache], **options)
     assert model.trainable_variables
     assert not B.layer(model, "a_used").trainable
     assert cache.stats.enabled, cache.stats.reason
     assert cache.stats.base_passes == 1.0
     before = B.weights(model)
     model.fit(
-        x, y, callbacks=[FreezeBase(base), plan], **(options | {"epochs": 3, "initial_epoch": 2})
+        x, y, callbacks=[FreezeBase(frozen), plan], **(options | {"epochs": 3, "initial_epoch": 2})
     )
     changed = B.changed(before, B.weights(model))
     assert "b_used" in changed
@@ -91,9 +91,9 @@ def test_they_may_be_named(selector: Any):
 
 
 def test_a_share_and_presets_do_not_count_them():
-    base = B.layer(nested(), "base")
-    assert [leaf.name for leaf in select_layers(base, "50%") if leaf.weights] == ["b_used"]
-    assert len(list(Schedule.ulmfit(base, start=1))) == 2
+    blocks = B.layer(nested(), "base")
+    assert [leaf.name for leaf in select_layers(blocks, "50%") if leaf.weights] == ["b_used"]
+    assert len(list(Schedule.ulmfit(blocks, start=1))) == 2
 
 
 def test_the_model_is_saved_and_loaded(tmp_path: Any):

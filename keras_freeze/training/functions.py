@@ -185,7 +185,7 @@ def keep_order(model: Model, order: dict[str, list[Any]]) -> None:
         return
 
     def sync_in_order() -> None:
-        vars(model).pop("jax_state_sync", None)
+        model.__dict__.pop("jax_state_sync", None)
         state = model._jax_state
         if state and not model._jax_state_synced:
             for kind, variables in order.items():
