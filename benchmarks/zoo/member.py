@@ -1,0 +1,87 @@
+"""One model of the zoo: how it is built, and what is right for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+ROWS = 8
+CLASSES = 3
+
+
+@dataclass
+class Built:
+    """A model with its data.
+
+    Attributes:
+        model: not compiled.
+        x: its inputs, `ROWS` rows.
+        y: targets for `loss`.
+        base: the model or the layers that are its base; what a fit must freeze, and nothing else.
+        loss: as in `compile`.
+        named: what is passed as `base`; None = it has to be found.
+        asks: whether it can't be found, so that an error must ask for it.
+        blocks: how many blocks the base has, if that is known.
+        aside: a piece of the reason why a cache steps aside; "" if it must not.
+    """
+
+    model: Any
+    x: Any
+    y: Any
+    base: Any
+    loss: Any = "mse"
+    named: Any = None
+    asks: bool = False
+    blocks: int | None = None
+    aside: str = ""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the zoo.
+
+    Attributes:
+        name: "VGG16, flat".
+        make: builds it; the same weights each time after the same seed.
+        backends: those on which it can be built; () = all.
+        sample: whether the tests run it.
+    """
+
+    name: str
+    make: Callable[[], Built]
+    backends: tuple[str, ...] = ()
+    sample: bool = False
+
+
+@dataclass
+class Zoo:
+    """All members, in the order in which they were added."""
+
+    members: list[Member] = field(default_factory=list)
+
+    def add(self, name: str, make: Callable[[], Built], **options: Any) -> None:
+        self.members.append(Member(name, make, **options))
+
+
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def images(size: int, rows: int = ROWS) -> Any:
+    return random().uniform(0, 255, (rows, size, size, 3)).astype("float32")
+
+
+def classes(rows: int = ROWS) -> Any:
+    return random().integers(0, CLASSES, rows)
+
+
+def softmax(name: str = "predictions") -> keras.layers.Layer:
+    return keras.layers.Dense(CLASSES, activation="softmax", name=name)
+
+
+SPARSE = "sparse_categorical_crossentropy"
+LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
