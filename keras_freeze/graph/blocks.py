@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from keras_freeze.graph.stacks import traced
+from keras_freeze.graph.ties import NOTHING, Ties, inputs_without_gradient, read_ties
 from keras_freeze.graph.tree import Layer, LayerTree, children, own_variables
 
-CUT = None  # among the layers in the order of their calls: one single tensor passes here
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a leaf.
+
+    Attributes:
+        leaf: what is called.
+        begins: whether it reads no tensor with a gradient to weights, as an embedding does.
+    """
+
+    leaf: Layer
+    begins: bool = False
+
+
+CUT = None  # among the calls in their order: the graph may be cut here
+Calls = list[Call | None]
 
 
 def block_starts(root: Layer) -> list[int]:
-    """Returns the positions in `LayerTree(root).leaves` before which one single tensor passes.
+    """Returns the positions in `LayerTree(root).leaves` before which a block may begin.
 
-    A cut there splits no residual block, and no layer is called on both sides of it. 0 (before
-    everything) is always one. Graphs are read from functional models and from `Sequential`; of a
-    subclassed model only its direct sublayers are known, and each begins a block.
+    All that ties the layers on the two sides of such a cut is the result of one call, so no
+    residual block is split; what doesn't tie (masks, positions, contexts) is told in `ties`. And no
+    layer is called on both sides, unless its later calls begin a stream of their own, as those of
+    an embedding do that an encoder and a decoder share. 0 (before everything) is always a start.
+
+    Graphs are read from functional models, from `Sequential`, and from layers that stack
+    transformer layers. Of a subclassed model only its direct sublayers are known, and each begins
+    a block.
     """
-    calls = _calls(root, live=set())
-    last = {id(leaf): index for index, leaf in enumerate(calls) if leaf is not CUT}
+    calls = _calls_of_root(root)
+    last = {id(call.leaf): index for index, call in enumerate(calls) if call and not call.begins}
     starts, seen, open_until = {0}, set(), -1
-    for index, leaf in enumerate(calls):
-        if leaf is not CUT:
-            seen.add(id(leaf))
-            open_until = max(open_until, last[id(leaf)])
+    for index, call in enumerate(calls):
+        if call is not CUT:
+            seen.add(id(call.leaf))
+            open_until = max(open_until, last.get(id(call.leaf), -1))
         elif open_until < index:
             starts.add(len(seen))
     return sorted(starts)
@@ -58,28 +81,43 @@ def weighted_blocks(tree: LayerTree, leaves: list[Layer]) -> list[list[Layer]]:
     return joined
 
 
-def _calls(layer: Layer, live: set[int] | None = None) -> list[Layer | None]:
+def _calls_of_root(root: Layer) -> Calls:
+    """As `_calls`; the inputs of a functional model begin at its `InputLayer`s."""
+    if not _has_graph(root):
+        return _calls(root)
+    nodes = _in_order(root)
+    inputs = {id(tensor) for tensor in root.inputs}
+    return _calls_of_graph(nodes, read_ties(nodes, root.outputs, inputs), {})
+
+
+def _calls(layer: Layer, node: Any = None, around: Ties = NOTHING) -> Calls:
     """The leaves in the order of their calls, a shared one each time, with the cuts between.
 
     Args:
         layer: a layer or model.
-        live: ids of the tensors that pass before the first layer. None = all inputs: those of a
-            nested model are there before it. At the top an input begins at its `InputLayer`.
+        node: the call of it, where it is called in a graph.
+        around: the ties of that graph.
     """
+    if _has_graph(layer):
+        return _calls_within(layer, _outputs_that_are_read(layer, node, around), node, around)
     if isinstance(layer, keras.Model):
-        # Functional models alone have a graph; subclassed ones have no `_nodes_by_depth`.
-        # Tried on Keras 3.12.0 and 3.15.1.
-        nodes = getattr(layer, "_nodes_by_depth", None)
-        if nodes is None or isinstance(layer, keras.Sequential):
-            return [call for child in children(layer) for call in (*_calls(child), CUT)]
-        live = {id(tensor) for tensor in layer.inputs} if live is None else live
-        return _calls_of_graph(layer, _in_order(layer, nodes), live)
-    return list(LayerTree(layer).leaves)
+        return [call for child in children(layer) for call in (*_calls(child), CUT)]
+    with traced(layer, node, around.read) as graph:
+        calls = _calls_within(graph, graph.outputs, node, around) if graph else []
+    return _in_order_of_tree(layer, calls, node is not None and around.is_free(node))
 
 
-def _in_order(model: Layer, nodes_by_depth: dict[int, list[Any]]) -> list[Any]:
-    """The nodes in the order of `model.layers`."""
-    place = {id(operation): index for index, operation in enumerate(model.operations)}
+def _has_graph(layer: Layer) -> bool:
+    # Functional models alone have a graph; subclassed ones have no `_nodes_by_depth`.
+    # Tried on Keras 3.12.0 and 3.15.1.
+    functional = isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
+    return functional and hasattr(layer, "_nodes_by_depth")
+
+
+def _in_order(graph: Any) -> list[Any]:
+    """The nodes of a functional model in the order of `model.layers`."""
+    place = {id(operation): index for index, operation in enumerate(graph.operations)}
+    nodes_by_depth = graph._nodes_by_depth
     return [
         node
         for depth in sorted(nodes_by_depth, reverse=True)
@@ -87,27 +125,67 @@ def _in_order(model: Layer, nodes_by_depth: dict[int, list[Any]]) -> list[Any]:
     ]
 
 
-def _calls_of_graph(model: Layer, nodes: list[Any], live: set[int]) -> list[Layer | None]:
-    """Walks the nodes with the set of tensors still needed; where it is a single one is a cut."""
-    last_use = _last_uses(model, nodes)
-    calls: list[Layer | None] = []
+def _outputs_that_are_read(model: Layer, node: Any, around: Ties) -> list[Any]:
+    if node is None:
+        return list(model.outputs)
+    pairs = zip(model.outputs, node.outputs, strict=True)
+    return [symbol for symbol, tensor in pairs if id(tensor) in around.read]
+
+
+def _calls_within(graph: Any, outputs: list[Any], node: Any, around: Ties) -> Calls:
+    """The calls within a model or layer; its inputs are there before them."""
+    nodes = _in_order(graph)
+    free = inputs_without_gradient(graph, node, around.free) if node else set()
+    ties = read_ties(nodes, outputs, free)
+    return _calls_of_graph(nodes, ties, {id(tensor): -1 for tensor in graph.inputs})
+
+
+def _calls_of_graph(nodes: list[Any], ties: Ties, live: dict[int, int]) -> Calls:
+    """Walks the nodes with the tensors that still tie; a cut is where one call made all of them.
+
+    Args:
+        nodes: of the graph, in order.
+        ties: between them.
+        live: the index of the call that made a tensor, by the tensor's id, for those that are
+            there before the first.
+    """
+    calls: Calls = []
+    live = {tensor: maker for tensor, maker in live.items() if tensor in ties.until}
     for index, node in enumerate(nodes):
-        single_before = len(live) == 1
-        live |= {id(tensor) for tensor in node.outputs}
-        live = {tensor for tensor in live if last_use[tensor] > index}
-        single = len(live) == 1
+        one_before = _one_a_stream(live, ties)
+        made = {id(tensor): index for tensor in node.outputs}
+        live = made | live if node.is_input else live | made
+        live = {t: maker for t, maker in live.items() if ties.until.get(t, -1) > index}
+        one_after = _one_a_stream(live, ties)
         if isinstance(node.operation, keras.layers.Layer):
-            inside = _calls(node.operation)
-            cuts_hold = single_before and single  # nothing passes the layer by
+            inside = _calls(node.operation, node, ties)
+            cuts_hold = one_before and one_after  # nothing of its stream passes the layer by
             calls += inside if cuts_hold else [call for call in inside if call is not CUT]
-        calls += [CUT] if single else []
+        calls += [CUT] if one_after else []
     return calls
 
 
-def _last_uses(model: Layer, nodes: list[Any]) -> dict[int, int]:
-    """The index of the last node that reads each tensor; outputs are read behind the last node."""
-    uses = {id(tensor): -1 for node in nodes for tensor in node.outputs}
-    for index, node in enumerate(nodes):
-        uses.update({id(tensor): index for tensor in node.input_tensors})
-    uses.update({id(tensor): len(nodes) for tensor in model.outputs})
-    return uses
+def _one_a_stream(live: dict[int, int], ties: Ties) -> bool:
+    """True if one call made all the tensors of a stream that still tie."""
+    makers = {(ties.streams[tensor], maker) for tensor, maker in live.items()}
+    return len(makers) == len({stream for stream, _ in makers})
+
+
+def _in_order_of_tree(layer: Layer, calls: Calls, begins: bool) -> Calls:
+    """The leaves of a layer as its tree has them, with those of the cuts that part them there.
+
+    A layer lists its sublayers in the order in which they were made, not called.
+    """
+    leaves = LayerTree(layer).leaves
+    place = {id(leaf): n for n, leaf in enumerate(leaves) if own_variables(leaf)}
+    places = [place.get(id(call.leaf)) if call else None for call in calls]
+    starts = set()
+    for index in (index for index, call in enumerate(calls) if call is CUT):
+        before = [n for n in places[:index] if n is not None]
+        behind = [n for n in places[index:] if n is not None]
+        if before and behind and max(before) < min(behind):
+            starts.add(max(before) + 1)
+    found: Calls = []
+    for n, leaf in enumerate(leaves):
+        found += [CUT, Call(leaf, begins)] if n in starts else [Call(leaf, begins)]
+    return found

@@ -1,0 +1,140 @@
+"""Which tensors tie the calls of a graph together, and until which call.
+
+A tensor ties its maker to its readers: a skip connection holds its block together. Two kinds pass
+beside what the layers transform, and don't tie:
+
+- A tensor without gradient to weights: integers and booleans, and what is computed from the
+  model's inputs without weights, such as masks and positions. It only joins in. As long as a layer
+  with weights is still to begin with it alone, it ties: two towers begin so.
+- A context: the same tensor is given to several layers with weights, beside different tensors that
+  they transform. So each layer of a decoder reads the encoder's output, and each layer of DeBERTa
+  the relative positions. A skip connection is none: its branch begins by transforming the tensor.
+
+What leads to a context alone is a stream of its own: an encoder and the embedding of its decoder
+run side by side, and share no block.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_freeze.graph.tree import Layer, LayerTree, own_variables
+
+Node = Any  # a call in a functional graph
+Tensor = Any
+END = 0  # among the ids of contexts: the outputs of the graph
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What ties the calls of a graph; tensors are known by their ids.
+
+    Attributes:
+        until: the index of the last call that a tensor ties. One that isn't there ties nothing.
+        streams: which contexts a tensor that ties leads to; to the outputs is END alone.
+        free: the tensors without gradient to weights.
+        read: the tensors that a call reads, and the outputs.
+    """
+
+    until: dict[int, int]
+    streams: dict[int, frozenset[int]]
+    free: set[int]
+    read: set[int]
+
+    def is_free(self, node: Node) -> bool:
+        """True for a call that reads no tensor with a gradient to weights."""
+        return all(id(tensor) in self.free for tensor in node.input_tensors)
+
+
+NOTHING = Ties({}, {}, set(), set())
+
+
+def read_ties(nodes: list[Node], outputs: list[Tensor], free: set[int]) -> Ties:
+    """Returns what ties the calls of a graph.
+
+    Args:
+        nodes: the calls in order, those of the `InputLayer`s among them.
+        outputs: of the graph; they tie until after the last call.
+        free: the ids of the inputs without gradient to weights.
+    """
+    free = _without_gradient(nodes, free)
+    contexts = _contexts(nodes, free)
+    ends = {id(tensor) for tensor in outputs}
+    until = dict.fromkeys((ends - free or ends) - contexts, len(nodes))
+    leads = {tensor: {END} for tensor in until} | {tensor: {tensor} for tensor in contexts}
+    for index, node in reversed(list(enumerate(nodes))):
+        made = [id(tensor) for tensor in node.outputs]
+        read = {id(tensor) for tensor in node.input_tensors}
+        begins = has_weights(node.operation) or any(tensor in until for tensor in made)
+        for tensor in read - free - contexts if read - free else read if begins else ():
+            until.setdefault(tensor, index)
+            leads.setdefault(tensor, set()).update(*(leads.get(end, ()) for end in made))
+    streams = {t: frozenset({END} if END in leads[t] else leads[t]) for t in until}
+    read_at_all = ends | {id(tensor) for node in nodes for tensor in node.input_tensors}
+    return Ties(until, streams, free, read_at_all)
+
+
+def has_weights(operation: Any) -> bool:
+    """True for a layer with variables that an optimizer could update, at any depth."""
+    if not isinstance(operation, keras.layers.Layer):
+        return False
+    return any(own_variables(leaf) for leaf in LayerTree(operation).leaves)
+
+
+def inputs_without_gradient(model: Layer, node: Node, free: set[int]) -> set[int]:
+    """Returns the ids of the inputs of a nested model that are given tensors without gradient.
+
+    Args:
+        model: a functional model.
+        node: the call of it.
+        free: the ids of the tensors without gradient around it.
+    """
+    if len(node.input_tensors) != len(model.inputs):
+        return set()
+    pairs = zip(model.inputs, node.input_tensors, strict=True)
+    return {id(symbol) for symbol, tensor in pairs if id(tensor) in free}
+
+
+def _without_gradient(nodes: list[Node], free: set[int]) -> set[int]:
+    found = set(free)
+    for node in nodes:
+        read_free = all(id(tensor) in found for tensor in node.input_tensors)
+        from_inputs = bool(node.input_tensors) and read_free and not has_weights(node.operation)
+        found |= {id(made) for made in node.outputs if from_inputs or not _is_real(made)}
+    return found
+
+
+def _is_real(tensor: Tensor) -> bool:
+    """False for booleans, integers and text."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return not (dtype in ("bool", "string") or keras.backend.is_int_dtype(dtype))
+
+
+def _contexts(nodes: list[Node], free: set[int]) -> set[int]:
+    transformed: set[int] = set()
+    beside: defaultdict[int, set[int]] = defaultdict(set)
+    for node in nodes:
+        read = [id(tensor) for tensor in _in_order_of_call(node) if id(tensor) not in free]
+        if not has_weights(node.operation):
+            transformed.update(read)
+        elif read:
+            transformed.add(read[0])
+            for tensor in read[1:]:
+                beside[tensor].add(read[0])
+    return {tensor for tensor, firsts in beside.items() if len(firsts) > 1} - transformed
+
+
+def _in_order_of_call(node: Node) -> list[Tensor]:
+    """The tensors that a call reads, in the order of the layer's arguments."""
+    names = list(inspect.signature(node.operation.call).parameters)
+    given = sorted(
+        node.arguments.kwargs.items(),
+        key=lambda item: names.index(item[0]) if item[0] in names else len(names),
+    )
+    values = keras.tree.flatten([*node.arguments.args, *(value for _, value in given)])
+    return [value for value in values if isinstance(value, keras.KerasTensor)]
