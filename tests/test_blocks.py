@@ -1,4 +1,4 @@
-"""Block boundaries: where one single tensor passes, and that shares are cut only there."""
+"""Block boundaries: where the result of one call passes, and that shares are cut only there."""
 
 from __future__ import annotations
 
@@ -23,6 +23,27 @@ def dense(name: str | None = None) -> Any:
     return L.Dense(WIDTH, kernel_initializer="zeros", name=name)  # quick to build
 
 
+class Beside(keras.layers.Dense):
+    """Transforms its first argument; what it gets beside only scales that."""
+
+    def __init__(self, **options: Any):
+        super().__init__(WIDTH, kernel_initializer="zeros", **options)
+
+    def call(self, inputs: Any, beside: Any = None) -> Any:
+        scale = 1.0 if beside is None else keras.ops.mean(keras.ops.cast(beside, "float32"))
+        return super().call(inputs) * scale
+
+
+class IsPositive(keras.layers.Layer):
+    """A mask: booleans, so no gradient."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs > 0
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return keras.KerasTensor(inputs.shape, dtype="bool")
+
+
 class Graph:
     """Builds a functional model and keeps a record of its own of what was called on what.
 
@@ -36,7 +57,10 @@ class Graph:
         self.tensors = list(self.inputs)
 
     def call(self, layer: Any, *inputs: Any) -> None:
-        output = layer(list(inputs) if len(inputs) > 1 else inputs[0])
+        if isinstance(layer, Beside):
+            output = layer(*inputs)
+        else:
+            output = layer(list(inputs) if len(inputs) > 1 else inputs[0])
         self.calls.append((layer, list(inputs), output))
         self.tensors.append(output)
 
@@ -84,6 +108,12 @@ def build(recipe: dict[str, Any]) -> tuple[Graph, keras.Model]:
             del graph.tensors[-2]  # all tensors that steps read have the same width
         elif kind == "shared":
             graph.call(shared, a)
+        elif kind == "beside":
+            graph.call(Beside(), a, b)
+        elif kind == "mask":
+            graph.call(IsPositive(), b)
+            graph.call(Beside(), a, graph.tensors[-1])
+            del graph.tensors[-2]  # booleans can't be added
         else:
             nested = twin if kind == "twin" else None
             inner, model = nested or build(recipe["nested"] or PLAIN)
@@ -95,6 +125,7 @@ PLAIN = {"inputs": 1, "outputs": 1, "nested": None, "steps": [("dense", 0, 0), (
 TWO_ENDS = {"inputs": 2, "outputs": 2, "nested": None, "steps": [("dense", 0, 0), ("add", 2, 0)]}
 SKIP = {"inputs": 2, "outputs": 1, "nested": None, "steps": [("dense", 0, 0), ("add", 0, 2)]}
 KINDS = ["dense", "dense", "dense", "add", "add", "concatenate", "shared", "nested", "twin"]
+KINDS += ["beside", "beside", "mask"]
 
 
 def recipes(nested: Any, inputs: int, outputs: int) -> st.SearchStrategy[dict[str, Any]]:
@@ -129,22 +160,103 @@ def _walk(model: keras.Model) -> Iterator[Any]:
             yield layer
 
 
+Called = tuple[Any, list[Any], Any]
+
+
+def once(method: Any) -> Any:
+    """Remembers the answer for a tensor: there are many ways through a graph of additions."""
+
+    def ask(self: Any, tensor: Any) -> Any:
+        key = method.__name__, id(tensor)
+        if key not in self.known:
+            self.known[key] = method(self, tensor)
+        return self.known[key]
+
+    return ask
+
+
+class Definition:
+    """What ties, by the ways through the calls of a model.
+
+    Args:
+        calls: (leaf, input tensors, output tensor) of each.
+        outputs: of the model.
+    """
+
+    def __init__(self, calls: list[Called], outputs: list[Any]):
+        self.calls = calls
+        self.known: dict[tuple[str, int], Any] = {}
+        self.maker = {id(made): (leaf, read) for leaf, read, made in calls}
+        ends = [end for end in outputs if not self.is_free(end)]
+        self.ends = {id(end) for end in ends or outputs}
+
+    @once
+    def readers(self, tensor: Any) -> list[Called]:
+        return [call for call in self.calls if any(tensor is read for read in call[1])]
+
+    @once
+    def is_free(self, tensor: Any) -> bool:
+        """No gradient passes from it to weights."""
+        leaf, read = self.maker[id(tensor)]
+        return isinstance(leaf, IsPositive) or (not leaf.weights and all(map(self.is_free, read)))
+
+    @once
+    def is_context(self, tensor: Any) -> bool:
+        """Several layers get it beside different tensors, and nothing else reads it."""
+        transformed = []
+        for leaf, read, _ in self.readers(tensor):
+            if not isinstance(leaf, Beside) or self.is_free(tensor):
+                return False
+            transformed.append(next(each for each in read if not self.is_free(each)))
+        several = len({id(each) for each in transformed}) > 1
+        return several and not any(each is tensor for each in transformed)
+
+    def ties(self, tensor: Any, readers: list[Called]) -> bool:
+        """Whether a tensor ties its maker to some of its readers."""
+        if not self.is_free(tensor):
+            return bool(readers) and not self.is_context(tensor)
+        alone = [call for call in readers if all(map(self.is_free, call[1]))]
+        return any(leaf.weights or self.is_needed(made) for leaf, _, made in alone)
+
+    @once
+    def is_needed(self, tensor: Any) -> bool:
+        return id(tensor) in self.ends or self.ties(tensor, self.readers(tensor))
+
+    @once
+    def stream(self, tensor: Any) -> frozenset[int]:
+        """The contexts that it leads to; empty for what leads to an output of the model."""
+        if id(tensor) in self.ends and not self.is_context(tensor):
+            return frozenset()
+        if self.is_context(tensor):
+            return frozenset({id(tensor)})
+        ways = [call for call in self.readers(tensor) if self.ties(tensor, [call])]
+        streams = [self.stream(made) for _, _, made in ways]
+        return frozenset().union(*streams) if all(streams) else frozenset()
+
+
 def is_start(graph: Graph, model: keras.Model, cut: int) -> bool:
-    """By definition: one tensor passes, and no layer is called on both sides of the cut."""
+    """By definition: one call's result passes in each stream, and no layer is on both sides."""
     place = {id(leaf): index for index, leaf in enumerate(leaves_of(model))}
     inputs = [(leaf, [], leaf.output) for leaf in model.layers if isinstance(leaf, L.InputLayer)]
+    calls = [*inputs, *graph.calls_for(model.outputs)]
+    rules = Definition(calls, model.outputs)
     behind: set[int] = set()
-    passing: set[int] = set()
-    sides: dict[int, set[bool]] = {}
-    for leaf, read, made in [*inputs, *graph.calls_for(model.outputs)]:
-        before = {id(tensor) for tensor in read} - behind
-        is_behind = place[id(leaf)] >= cut or len(before) < len({id(t) for t in read})
-        sides.setdefault(id(leaf), set()).add(is_behind)
-        if is_behind:
-            behind.add(id(made))
-            passing |= before
-    passing |= {id(tensor) for tensor in model.outputs} - behind
-    return len(passing) == 1 and all(len(side) == 1 for side in sides.values())
+    crossing: dict[int, tuple[Any, list[Called]]] = {id(made): (made, []) for *_, made in calls}
+    for leaf, read, made in calls:
+        is_behind = place[id(leaf)] >= cut or any(id(tensor) in behind for tensor in read)
+        begins = all(map(rules.is_free, read))  # an embedding may be called again, later
+        if leaf.weights and not begins and is_behind != (place[id(leaf)] >= cut):
+            return False
+        behind |= {id(made)} if is_behind else set()
+        for tensor in read if is_behind else ():
+            crossing[id(tensor)][1].append((leaf, read, made))
+    passing = [
+        tensor
+        for key, (tensor, readers) in crossing.items()
+        if key not in behind
+        and ((key in rules.ends and not rules.is_context(tensor)) or rules.ties(tensor, readers))
+    ]
+    return len(passing) == len({rules.stream(tensor) for tensor in passing})
 
 
 def starts_by_definition(graph: Graph, model: keras.Model) -> set[int]:

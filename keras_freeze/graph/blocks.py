@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from keras_freeze.graph.stacks import traced
+from keras_freeze.graph.stacks import RANK_OF_SEQUENCES, traced
 from keras_freeze.graph.ties import NOTHING, Ties, inputs_without_gradient, read_ties
 from keras_freeze.graph.tree import Layer, LayerTree, children, own_variables
 
@@ -34,15 +34,17 @@ def block_starts(root: Layer) -> list[int]:
 
     All that ties the layers on the two sides of such a cut is the result of one call, so no
     residual block is split; what doesn't tie (masks, positions, contexts) is told in `ties`. And no
-    layer is called on both sides, unless its later calls begin a stream of their own, as those of
-    an embedding do that an encoder and a decoder share. 0 (before everything) is always a start.
+    layer with weights is called on both sides, unless its later calls begin a stream of their own,
+    as those of an embedding do that an encoder and a decoder share. 0 (before everything) is
+    always a start.
 
     Graphs are read from functional models, from `Sequential`, and from layers that stack
     transformer layers. Of a subclassed model only its direct sublayers are known, and each begins
     a block.
     """
     calls = _calls_of_root(root)
-    last = {id(call.leaf): index for index, call in enumerate(calls) if call and not call.begins}
+    ties = [bool(call and not call.begins and own_variables(call.leaf)) for call in calls]
+    last = {id(call.leaf): index for index, call in enumerate(calls) if call and ties[index]}
     starts, seen, open_until = {0}, set(), -1
     for index, call in enumerate(calls):
         if call is not CUT:
@@ -56,8 +58,8 @@ def block_starts(root: Layer) -> list[int]:
 def weighted_blocks(tree: LayerTree, leaves: list[Layer]) -> list[list[Layer]]:
     """Returns the layers with weights among some leaves, by block, from the input on.
 
-    A block reaches from one place where the graph may be cut to the next. One that holds nothing
-    but a BatchNormalization goes with the block before it.
+    A block reaches from one place where the graph may be cut to the next. One that only normalises
+    goes with the block before it, and the embeddings of a text are one.
 
     Args:
         tree: whose graph is read.
@@ -73,12 +75,32 @@ def weighted_blocks(tree: LayerTree, leaves: list[Layer]) -> list[list[Layer]]:
             blocks[-1].append(leaf)
     joined: list[list[Layer]] = []
     for block in filter(None, blocks):
-        normalises = all(isinstance(leaf, keras.layers.BatchNormalization) for leaf in block)
-        if joined and normalises:
+        if joined and _goes_with(joined[-1], block):
             joined[-1] += block
         else:
             joined.append(block)
     return joined
+
+
+def _goes_with(before: list[Layer], block: list[Layer]) -> bool:
+    """True for a block that is none of its own: it normalises, or adds to an embedding."""
+    normalises = all(_normalises(leaf) for leaf in block)
+    return normalises or (all(map(_embeds, before)) and all(map(_embeds, block)))
+
+
+def _normalises(leaf: Layer) -> bool:
+    """True for a BatchNormalization, and for any that normalises sequences, as after a stack.
+
+    By name: KerasHub's are classes of their own. ConvNeXt begins blocks with a normalisation.
+    """
+    if isinstance(leaf, keras.layers.BatchNormalization):
+        return True
+    shape = (leaf.get_build_config() or {}).get("input_shape") or ()
+    return "norm" in type(leaf).__name__.lower() and len(shape) == RANK_OF_SEQUENCES
+
+
+def _embeds(leaf: Layer) -> bool:
+    return type(leaf).__name__.endswith("Embedding")
 
 
 def _calls_of_root(root: Layer) -> Calls:
@@ -141,7 +163,7 @@ def _calls_within(graph: Any, outputs: list[Any], node: Any, around: Ties) -> Ca
 
 
 def _calls_of_graph(nodes: list[Any], ties: Ties, live: dict[int, int]) -> Calls:
-    """Walks the nodes with the tensors that still tie; a cut is where one call made all of them.
+    """Walks the nodes with the tensors that still tie; a cut is where they don't hold.
 
     Args:
         nodes: of the graph, in order.
@@ -152,23 +174,17 @@ def _calls_of_graph(nodes: list[Any], ties: Ties, live: dict[int, int]) -> Calls
     calls: Calls = []
     live = {tensor: maker for tensor, maker in live.items() if tensor in ties.until}
     for index, node in enumerate(nodes):
-        one_before = _one_a_stream(live, ties)
+        free_before = not ties.hold(live)
         made = {id(tensor): index for tensor in node.outputs}
         live = made | live if node.is_input else live | made
         live = {t: maker for t, maker in live.items() if ties.until.get(t, -1) > index}
-        one_after = _one_a_stream(live, ties)
+        free_after = not ties.hold(live)
         if isinstance(node.operation, keras.layers.Layer):
             inside = _calls(node.operation, node, ties)
-            cuts_hold = one_before and one_after  # nothing of its stream passes the layer by
+            cuts_hold = free_before and free_after  # nothing of its stream passes the layer by
             calls += inside if cuts_hold else [call for call in inside if call is not CUT]
-        calls += [CUT] if one_after else []
+        calls += [CUT] if free_after else []
     return calls
-
-
-def _one_a_stream(live: dict[int, int], ties: Ties) -> bool:
-    """True if one call made all the tensors of a stream that still tie."""
-    makers = {(ties.streams[tensor], maker) for tensor, maker in live.items()}
-    return len(makers) == len({stream for stream, _ in makers})
 
 
 def _in_order_of_tree(layer: Layer, calls: Calls, begins: bool) -> Calls:
@@ -177,14 +193,14 @@ def _in_order_of_tree(layer: Layer, calls: Calls, begins: bool) -> Calls:
     A layer lists its sublayers in the order in which they were made, not called.
     """
     leaves = LayerTree(layer).leaves
-    place = {id(leaf): n for n, leaf in enumerate(leaves) if own_variables(leaf)}
-    places = [place.get(id(call.leaf)) if call else None for call in calls]
+    place = {id(leaf): n for n, leaf in enumerate(leaves)}
+    places = [place.get(id(call.leaf), -1) if call else -1 for call in calls]
+    weighted = {n for n, leaf in enumerate(leaves) if own_variables(leaf)}
     starts = set()
     for index in (index for index, call in enumerate(calls) if call is CUT):
-        before = [n for n in places[:index] if n is not None]
-        behind = [n for n in places[index:] if n is not None]
-        if before and behind and max(before) < min(behind):
-            starts.add(max(before) + 1)
+        before, behind = set(places[:index]), weighted & set(places[index:])
+        if behind and before & weighted and max(before & weighted) < min(behind):
+            starts.add(1 + max(n for n in before if n < min(behind)))
     found: Calls = []
     for n, leaf in enumerate(leaves):
         found += [CUT, Call(leaf, begins)] if n in starts else [Call(leaf, begins)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,11 +33,25 @@ def traced(layer: Layer, node: Any, read: set[int]) -> Iterator[Any]:
     below = layer._flatten_layers(include_self=False)
     records = [record for each in below for record in (each._inbound_nodes, each._outbound_nodes)]
     lengths = [len(record) for record in records]
+    for each in below:
+        vars(each)["compute_output_spec"] = _filled(each.compute_output_spec)
     try:
         yield _graph_of(layer, node, read)
     finally:
+        for each in below:
+            del vars(each)["compute_output_spec"]
         for record, length in zip(records, lengths, strict=True):
             del record[length:]
+
+
+def _filled(spec: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a tensor for None: a graph has no place for attention scores that weren't asked for."""
+
+    def filled(*args: Any, **kwargs: Any) -> Any:
+        given = spec(*args, **kwargs)
+        return keras.tree.map_structure(lambda t: keras.KerasTensor(()) if t is None else t, given)
+
+    return filled
 
 
 def _is_stack(layer: Layer) -> bool:

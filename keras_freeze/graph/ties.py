@@ -36,12 +36,14 @@ class Ties:
 
     Attributes:
         until: the index of the last call that a tensor ties. One that isn't there ties nothing.
+        beside: the tensors that layers with weights read beside what they transform, and no other.
         streams: which contexts a tensor that ties leads to; to the outputs is END alone.
         free: the tensors without gradient to weights.
         read: the tensors that a call reads, and the outputs.
     """
 
     until: dict[int, int]
+    beside: set[int]
     streams: dict[int, frozenset[int]]
     free: set[int]
     read: set[int]
@@ -50,8 +52,22 @@ class Ties:
         """True for a call that reads no tensor with a gradient to weights."""
         return all(id(tensor) in self.free for tensor in node.input_tensors)
 
+    def hold(self, live: dict[int, int]) -> bool:
+        """True if some tensors tie the calls before them to those after them more than once.
 
-NOTHING = Ties({}, {}, set(), set())
+        That is, more than one tensor passes in a stream. What the same call gives beside it may
+        pass with it: each layer of T5 gives the relative positions to the next.
+
+        Args:
+            live: the index of the call that made a tensor, for those that still tie.
+        """
+        main = {(self.streams[t], t) for t in live if t not in self.beside}
+        makers = {(self.streams[t], live[t]) for t in live}
+        streams = {stream for stream, _ in makers}
+        return len(main) > len({stream for stream, _ in main}) or len(makers) > len(streams)
+
+
+NOTHING = Ties({}, set(), {}, set(), set())
 
 
 def read_ties(nodes: list[Node], outputs: list[Tensor], free: set[int]) -> Ties:
@@ -63,7 +79,8 @@ def read_ties(nodes: list[Node], outputs: list[Tensor], free: set[int]) -> Ties:
         free: the ids of the inputs without gradient to weights.
     """
     free = _without_gradient(nodes, free)
-    contexts = _contexts(nodes, free)
+    readings = _readings(nodes, free)
+    beside, contexts = set(readings), {t for t, firsts in readings.items() if len(firsts) > 1}
     ends = {id(tensor) for tensor in outputs}
     until = dict.fromkeys((ends - free or ends) - contexts, len(nodes))
     leads = {tensor: {END} for tensor in until} | {tensor: {tensor} for tensor in contexts}
@@ -76,7 +93,7 @@ def read_ties(nodes: list[Node], outputs: list[Tensor], free: set[int]) -> Ties:
             leads.setdefault(tensor, set()).update(*(leads.get(end, ()) for end in made))
     streams = {t: frozenset({END} if END in leads[t] else leads[t]) for t in until}
     read_at_all = ends | {id(tensor) for node in nodes for tensor in node.input_tensors}
-    return Ties(until, streams, free, read_at_all)
+    return Ties(until, beside, streams, free, read_at_all)
 
 
 def has_weights(operation: Any) -> bool:
@@ -115,7 +132,8 @@ def _is_real(tensor: Tensor) -> bool:
     return not (dtype in ("bool", "string") or keras.backend.is_int_dtype(dtype))
 
 
-def _contexts(nodes: list[Node], free: set[int]) -> set[int]:
+def _readings(nodes: list[Node], free: set[int]) -> dict[int, set[int]]:
+    """What is transformed where a tensor is read beside, for those that are never transformed."""
     transformed: set[int] = set()
     beside: defaultdict[int, set[int]] = defaultdict(set)
     for node in nodes:
@@ -126,7 +144,7 @@ def _contexts(nodes: list[Node], free: set[int]) -> set[int]:
             transformed.add(read[0])
             for tensor in read[1:]:
                 beside[tensor].add(read[0])
-    return {tensor for tensor, firsts in beside.items() if len(firsts) > 1} - transformed
+    return {tensor: firsts for tensor, firsts in beside.items() if tensor not in transformed}
 
 
 def _in_order_of_call(node: Node) -> list[Tensor]:
