@@ -8,7 +8,14 @@ from typing import Any
 import keras
 
 from keras_freeze.graph.stacks import RANK_OF_SEQUENCES, traced
-from keras_freeze.graph.ties import NOTHING, Ties, inputs_without_gradient, read_ties
+from keras_freeze.graph.ties import (
+    NOTHING,
+    Ties,
+    has_graph,
+    in_order,
+    inputs_without_gradient,
+    read_ties,
+)
 from keras_freeze.graph.tree import Layer, LayerTree, children, own_variables
 
 
@@ -105,9 +112,9 @@ def _embeds(leaf: Layer) -> bool:
 
 def _calls_of_root(root: Layer) -> Calls:
     """As `_calls`; the inputs of a functional model begin at its `InputLayer`s."""
-    if not _has_graph(root):
+    if not has_graph(root):
         return _calls(root)
-    nodes = _in_order(root)
+    nodes = in_order(root)
     inputs = {id(tensor) for tensor in root.inputs}
     return _calls_of_graph(nodes, read_ties(nodes, root.outputs, inputs), {})
 
@@ -120,7 +127,7 @@ def _calls(layer: Layer, node: Any = None, around: Ties = NOTHING) -> Calls:
         node: the call of it, where it is called in a graph.
         around: the ties of that graph.
     """
-    if _has_graph(layer):
+    if has_graph(layer):
         return _calls_within(layer, _outputs_that_are_read(layer, node, around), node, around)
     if isinstance(layer, keras.Model):
         return [call for child in children(layer) for call in (*_calls(child), CUT)]
@@ -129,26 +136,8 @@ def _calls(layer: Layer, node: Any = None, around: Ties = NOTHING) -> Calls:
     return _in_order_of_tree(layer, calls, node is not None and around.is_free(node))
 
 
-def _has_graph(layer: Layer) -> bool:
-    # Functional models alone have a graph; subclassed ones have no `_nodes_by_depth`.
-    # Tried on Keras 3.12.0 and 3.15.1.
-    functional = isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
-    return functional and hasattr(layer, "_nodes_by_depth")
-
-
-def _in_order(graph: Any) -> list[Any]:
-    """The nodes of a functional model in the order of `model.layers`."""
-    place = {id(operation): index for index, operation in enumerate(graph.operations)}
-    nodes_by_depth = graph._nodes_by_depth
-    return [
-        node
-        for depth in sorted(nodes_by_depth, reverse=True)
-        for node in sorted(nodes_by_depth[depth], key=lambda node: place[id(node.operation)])
-    ]
-
-
 def _outputs_that_are_read(model: Layer, node: Any, around: Ties) -> list[Any]:
-    if node is None:
+    if node is None or len(node.outputs) != len(model.outputs):  # a `call` of its own
         return list(model.outputs)
     pairs = zip(model.outputs, node.outputs, strict=True)
     return [symbol for symbol, tensor in pairs if id(tensor) in around.read]
@@ -156,7 +145,7 @@ def _outputs_that_are_read(model: Layer, node: Any, around: Ties) -> list[Any]:
 
 def _calls_within(graph: Any, outputs: list[Any], node: Any, around: Ties) -> Calls:
     """The calls within a model or layer; its inputs are there before them."""
-    nodes = _in_order(graph)
+    nodes = in_order(graph)
     free = inputs_without_gradient(graph, node, around.free) if node else set()
     ties = read_ties(nodes, outputs, free)
     return _calls_of_graph(nodes, ties, {id(tensor): -1 for tensor in graph.inputs})

@@ -25,7 +25,7 @@ def traced(layer: Layer, node: Any, read: set[int]) -> Iterator[Any]:
         node: the call of it; None = the first that there was.
         read: the ids of the tensors that are read of those that the call gives.
     """
-    # Both lists were tried on Keras 3.12.0 and 3.15.1.
+    # `_inbound_nodes`, `_outbound_nodes` and `_flatten_layers` were tried on Keras 3.15.1.
     node = node or next(iter(layer._inbound_nodes), None)
     if node is None or not _is_stack(layer) or len(node.outputs[0].shape) != RANK_OF_SEQUENCES:
         yield None

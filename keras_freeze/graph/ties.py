@@ -88,12 +88,33 @@ def read_ties(nodes: list[Node], outputs: list[Tensor], free: set[int]) -> Ties:
         made = [id(tensor) for tensor in node.outputs]
         read = {id(tensor) for tensor in node.input_tensors}
         begins = has_weights(node.operation) or any(tensor in until for tensor in made)
-        for tensor in read - free - contexts if read - free else read if begins else ():
+        onward: set[int] = set().union(*(leads.get(tensor, ()) for tensor in made)) or {END}
+        joined = (read - free - contexts) | _begin_within(node, free)
+        for tensor in joined if read - free else read if begins else ():
             until.setdefault(tensor, index)
-            leads.setdefault(tensor, set()).update(*(leads.get(end, ()) for end in made))
+            leads.setdefault(tensor, set()).update(onward)
     streams = {t: frozenset({END} if END in leads[t] else leads[t]) for t in until}
     read_at_all = ends | {id(tensor) for node in nodes for tensor in node.input_tensors}
     return Ties(until, beside, streams, free, read_at_all)
+
+
+def has_graph(layer: Any) -> bool:
+    """True for a functional model; of a `Sequential` the layers alone are read."""
+    # Functional models alone have a graph; subclassed ones have no `_nodes_by_depth`.
+    # Tried on Keras 3.12.0 and 3.15.1.
+    functional = isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
+    return functional and hasattr(layer, "_nodes_by_depth")
+
+
+def in_order(graph: Any) -> list[Node]:
+    """Returns the calls of a functional model in the order of `model.layers`."""
+    place = {id(operation): index for index, operation in enumerate(graph.operations)}
+    nodes_by_depth = graph._nodes_by_depth
+    return [
+        node
+        for depth in sorted(nodes_by_depth, reverse=True)
+        for node in sorted(nodes_by_depth[depth], key=lambda node: place[id(node.operation)])
+    ]
 
 
 def has_weights(operation: Any) -> bool:
@@ -117,6 +138,17 @@ def inputs_without_gradient(model: Layer, node: Node, free: set[int]) -> set[int
     return {id(symbol) for symbol, tensor in pairs if id(tensor) in free}
 
 
+def _begin_within(node: Node, free: set[int]) -> set[int]:
+    """The tensors without gradient with which a layer within a nested model begins."""
+    model = node.operation
+    if not has_graph(model) or len(node.input_tensors) != len(model.inputs):
+        return set()
+    given = inputs_without_gradient(model, node, free)
+    tied = given & read_ties(in_order(model), model.outputs, given).until.keys()
+    pairs = zip(model.inputs, node.input_tensors, strict=True)
+    return {id(tensor) for symbol, tensor in pairs if id(symbol) in tied}
+
+
 def _without_gradient(nodes: list[Node], free: set[int]) -> set[int]:
     found = set(free)
     for node in nodes:
@@ -138,7 +170,7 @@ def _readings(nodes: list[Node], free: set[int]) -> dict[int, set[int]]:
     beside: defaultdict[int, set[int]] = defaultdict(set)
     for node in nodes:
         read = [id(tensor) for tensor in _in_order_of_call(node) if id(tensor) not in free]
-        if not has_weights(node.operation):
+        if has_graph(node.operation) or not has_weights(node.operation):
             transformed.update(read)
         elif read:
             transformed.add(read[0])
