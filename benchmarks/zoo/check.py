@@ -48,12 +48,11 @@ def _check(make: Callable[[], Built], row: dict[str, Any]) -> None:
     if built.asks:
         wrong += _must_ask(built)
         built = fresh(make)
-    base = built.base
     top = _last_block(built, row)
     if built.blocks is not None and row["blocks"] < built.blocks:
         wrong.append(f"{row['blocks']} blocks, at least {built.blocks} expected")
     schedule = Schedule([Stage(2, top)])
-    preview = schedule.preview(built.model, epochs=EPOCHS, data=ROWS, base=_named(built))
+    preview = schedule.preview(built.model, epochs=EPOCHS, data=ROWS, base=built.named)
     cache = BottleneckCache(verbose=0)
     cached = run(built, schedule, cache, row)
     wrong += row.pop("froze")
@@ -66,7 +65,6 @@ def _check(make: Callable[[], Built], row: dict[str, Any]) -> None:
     other = fresh(make)
     plain = run(other, Schedule([Stage(2, _same(top, built, other))]), None, {})
     wrong += _different("cached and uncached", cached, plain, 1e-5)
-    del base
     wrong += _against_two_fits(make, top, built, row)
 
 
@@ -77,10 +75,6 @@ def fresh(make: Callable[[], Built]) -> Built:
     built = make()
     built.model.compile(keras.optimizers.SGD(1e-3), built.loss)
     return built
-
-
-def _named(built: Built) -> Any:
-    return built.named
 
 
 def layers_of(built: Built) -> list[Any]:
@@ -108,7 +102,7 @@ def _must_ask(built: Built) -> list[str]:
 
 def _last_block(built: Built, row: dict[str, Any]) -> list[str]:
     """Names of the last block of the base, as a preset finds it."""
-    root = built.named if isinstance(built.named, keras.Model) else built.base
+    root = built.base
     row["base"] = root.name if isinstance(root, keras.layers.Layer) else "layers of the model"
     leaves = layers_of(built)
     if isinstance(root, keras.Model):

@@ -63,7 +63,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "ResNetBackbone": {
         "input_conv_filters": [8],
         "input_conv_kernel_sizes": [3],
-        "stackwise_num_filters": [8, 8],
+        "stackwise_num_filters": [64, 64],
         "stackwise_num_blocks": [1, 1],
         "stackwise_num_strides": [1, 2],
         "block_type": "basic_block",
@@ -213,9 +213,11 @@ def _sequence(outputs: Any) -> Any:
 
 def _with_head(name: str) -> Built:
     base = backbone(name)
-    inputs = {key: _like(symbol, key) for key, symbol in base.input.items()} if isinstance(
-        base.input, dict
-    ) else _like(base.input, "images")
+    inputs = (
+        {key: _like(symbol, key) for key, symbol in base.input.items()}
+        if isinstance(base.input, dict)
+        else _like(base.input, "images")
+    )
     features = _sequence(base(inputs))
     pools = {3: L.GlobalAveragePooling1D, 4: L.GlobalAveragePooling2D}
     pooled = pools[len(features.shape)]()(features)

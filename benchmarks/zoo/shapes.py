@@ -49,6 +49,11 @@ def _photos() -> Any:
     return images(SIZE) / 255
 
 
+def _masks(size: int) -> Any:
+    """What each pixel is, as probabilities."""
+    return random().dirichlet(np.ones(CLASSES), (ROWS, size, size)).astype("float32")
+
+
 def _large_head() -> Built:
     base = net("vgg")
     top = chain(L.Flatten(), L.Dense(64), softmax(), shape=(SIZE, SIZE, 8), name="top")
@@ -127,10 +132,9 @@ def _unet() -> Built:
     low = conv(8)(image)
     encoder = Model(image, [low, conv(8, strides=2)(low)], name="encoder")
     skip, h = encoder(other)
-    up = L.Conv2DTranspose(8, 3, strides=2, padding="same", activation="relu")(h)
+    up = conv(8)(L.UpSampling2D()(h))
     masks = L.Conv2D(CLASSES, 1, activation="softmax")(L.Concatenate()([up, skip]))
-    y = random().integers(0, CLASSES, (ROWS, SIZE, SIZE))
-    return Built(Model(other, masks), _photos(), y, encoder, loss=SPARSE)
+    return Built(Model(other, masks), _photos(), _masks(SIZE), encoder)
 
 
 def _deeplab() -> Built:
@@ -141,9 +145,8 @@ def _deeplab() -> Built:
     h = conv(8)(L.Concatenate()([high, L.Conv2D(4, 1)(low)]))
     model = Model(base.input, L.Conv2D(CLASSES, 1, activation="softmax")(h))
     inside = {id(layer) for layer in model.layers}
-    layers = [layer for layer in base.layers if id(layer) in inside]
-    y = random().integers(0, CLASSES, (ROWS, *h.shape[1:3]))
-    return Built(model, images(32), y, layers, loss=SPARSE, named=base)
+    layers = [layer for layer in base.layers if id(layer) in inside and layer.weights]
+    return Built(model, images(32), _masks(h.shape[1]), layers, named=base)
 
 
 def _captions() -> Built:

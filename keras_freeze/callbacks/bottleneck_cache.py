@@ -24,8 +24,10 @@ class BottleneckCache(Participant):
     meanwhile; a sample of their rows is compared in each epoch.
 
     Args:
-        base: only for a subclassed model, whose graph can't be read: the layer that is cached as a
-            whole; None = the base of `FreezeBase` or `GradualUnfreeze`, or else it is found.
+        base: only for a subclassed model, whose graph can't be read: what is cached is the smallest
+            layer of the model that holds this one and whose graph can be read, or else this one as
+            a whole. None = the base of `FreezeBase` or `GradualUnfreeze`; without these, what is
+            frozen already, or else the base that is found.
         dtype: in which float features are kept: `"float16"` or `"bfloat16"` take half the memory
             and round the features (relative error up to 0.0005 and 0.004); None = as they are.
         max_bytes: of memory for all rows: a number, a size such as `"2 GB"`, or `"auto"`: half of

@@ -13,16 +13,20 @@ class FreezeBase(Participant):
     """Freezes the base when `fit` begins: stage 0, feature extraction.
 
     Inside the base, a layer that isn't trainable runs in inference mode: no dropout, no moving
-    statistics (stock Keras leaves frozen dropout on, and moves the statistics of a thawed
-    BatchNormalization). With `GradualUnfreeze` in the same list, its stages thaw the base again.
+    statistics (stock Keras leaves frozen dropout on, and moves the statistics of an unfrozen
+    BatchNormalization). With `GradualUnfreeze` in the same list, its stages unfreeze the base again.
+    LoRA adapters of the base (`enable_lora`) stay trainable: a stage names them by `"lora"`.
 
     Each epoch's logs carry `stage` (0 before the first), `trainable_params` (a number of scalars)
     and `learning_rate`.
 
     Args:
         base: a layer or model, a layer's name, a selector (see `select_layers`), a list of these,
-            or `None` = find it: the model's `backbone`, else its largest nested model; of a flat
-            model everything up to the last layer with weights before the head.
+            or `None` = find it by how data flow: the model's `backbone`; else the nested model, or
+            the layers of a flat one, that read the inputs and feed the rest. A pooling or Flatten
+            through which all data pass ends the base. If two answers are possible, an error lists
+            them. The first line that is printed says which base was found. A model some of whose
+            layers were built into this one stands for these layers.
         batch_norm: `"freeze"` keeps every BatchNormalization of the base in inference mode in all
             stages, its statistics bit-identical and its weights frozen; `"train"` lets it follow
             its layer.
