@@ -76,12 +76,8 @@ class Case:
         return {"batch_size": 4, "shuffle": False, "validation_data": validation}
 
     def parts(self) -> list[Part]:
-        """The base is frozen; the head begins as what the first stage that names it changes."""
-        first = {"head"}
-        for stage in reversed(self.stages):
-            if "head" in (*(stage.unfreeze or ()), *(stage.freeze or ())):
-                first = {"head"} & {*(stage.freeze or ())}
-        return list(parts(self.stages, first, EPOCHS))
+        """The base is frozen; the head begins as it is: trainable."""
+        return list(parts(self.stages, {"head"}, EPOCHS))
 
 
 class Reseed(keras.callbacks.Callback):

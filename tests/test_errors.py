@@ -400,7 +400,7 @@ BAD_FITS = {
     "nothing is trainable": (
         lambda: [FreezeBase("all")],
         ScheduleError,
-        ["Stage 0", "nothing trainable", "'all'", "Add a head", "smaller base"],
+        ["Stage 0", "nothing trainable", "'all'", "holds all weights", "Add a head", "':base'"],
     ),
     "the model as its base": (
         lambda: [FreezeBase(), FreezeBase("head")],
@@ -410,7 +410,12 @@ BAD_FITS = {
     "nothing stays trainable": (
         lambda: [FreezeBase(), thaw([Stage(1, "b3"), Stage(2, freeze=["b3", "head"])])],
         ScheduleError,
-        ["Stage 2", "nothing trainable", "Stage(at=2, freeze=['b3', 'head'])"],
+        [
+            "Stage 2",
+            "nothing trainable",
+            "so is the rest: 'head' by Stage(at=2, freeze=['b3', 'head'])",
+            "Leave one of these trainable",
+        ],
     ),
     "two schedules": (
         lambda: [FreezeBase(), thaw({1: "b3"}), thaw({2: "b2"})],

@@ -14,8 +14,8 @@ class FreezeBase(Participant):
 
     Inside the base, a layer that isn't trainable runs in inference mode: no dropout, no moving
     statistics (stock Keras leaves frozen dropout on, and moves the statistics of an unfrozen
-    BatchNormalization). With `GradualUnfreeze` in the same list, its stages unfreeze the base again.
-    LoRA adapters of the base (`enable_lora`) stay trainable: a stage names them by `"lora"`.
+    BatchNormalization). With `GradualUnfreeze` in the same list, its stages unfreeze the base
+    again. LoRA adapters of the base (`enable_lora`) stay trainable: a stage names them by `"lora"`.
 
     Each epoch's logs carry `stage` (0 before the first), `trainable_params` (a number of scalars)
     and `learning_rate`.

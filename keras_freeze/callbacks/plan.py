@@ -10,10 +10,15 @@ from typing import Any, NamedTuple
 from keras_freeze.errors import ScheduleError
 from keras_freeze.graph.base import Base, find_base
 from keras_freeze.graph.selectors import LORA, Scope, select
-from keras_freeze.graph.tree import Layer, LayerTree, adapters, children
+from keras_freeze.graph.tree import Layer, LayerTree, adapters, children, own_variables
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
-from keras_freeze.training.trainable import check_not_only_batch_norm, may_thaw, trained
+from keras_freeze.training.trainable import (
+    check_not_only_batch_norm,
+    flags_now,
+    may_thaw,
+    trained,
+)
 
 
 @dataclass
@@ -128,27 +133,30 @@ class Change(NamedTuple):
 
 
 def _flags(plan: Plan, scope: Scope) -> list[dict[int, bool]]:
-    """The base begins frozen, its LoRA adapters trainable.
+    """The base begins frozen; its LoRA adapters don't, unless a stage unfreezes them by `"lora"`.
 
-    Outside it a layer begins as the opposite of what the first stage that names it does, and so do
-    adapters that a stage names as such.
+    Outside the base a layer begins as it is, but trainable if the first stage that names it freezes
+    it.
     """
     stages = [] if plan.schedule is None else list(plan.schedule)
     changes = [_change(plan, scope, number, stage) for number, stage in enumerate(stages, start=1)]
     first: dict[int, bool] = {}
     for change in changes:
         first = {key: not trainable for key, trainable in change.adapters.items()} | first
-    start = first | {id(leaf): False for leaf in plan.base_leaves}
+    start = {id(leaf): False for leaf in plan.base_leaves}
     for leaf in plan.base_leaves:
         start |= {id(v): first.get(id(v), True) for v in adapters(leaf)}
+    inside, now = set(start), flags_now(plan.tree)
     for change in changes:
         for key, trainable in change.flags.items():
-            start.setdefault(key, not trainable)
+            start.setdefault(key, now[key] or not trainable)
     flags = [start]
     for number, change in enumerate(changes, start=1):
         flags.append({**flags[-1], **change.flags})
-        if flags[-1] == flags[-2]:
-            _warn_of_idle_stage(stages[number - 1], number)
+        stage = stages[number - 1]
+        names_a_head = stage.freeze is None and inside.isdisjoint(change.flags)
+        if flags[-1] == flags[-2] and not names_a_head:  # who lists the head means no harm
+            _warn_of_idle_stage(stage, number)
     return flags
 
 
@@ -189,7 +197,8 @@ def _selected(
     if lora:
         items = [item for item in items if not isinstance(item, str) or item != LORA]
     rest = items if isinstance(selector, (list, tuple)) else items[0] if items else None
-    return (select(scope, rest, **options) if rest else []), lora
+    nothing = rest is None or (bool(lora) and rest == [])
+    return ([] if nothing else select(scope, rest, **options)), lora
 
 
 def _check_something_trains(plan: Plan, number: int) -> None:
@@ -198,15 +207,40 @@ def _check_something_trains(plan: Plan, number: int) -> None:
         return
     stage = plan.stage(number)
     labels = ", ".join(repr(base.label) for base in plan.bases)
+    outside = [leaf for leaf in plan.tree.leaves if own_variables(leaf)]
+    base = {id(leaf) for leaf in plan.base_leaves}
+    outside = [leaf for leaf in outside if id(leaf) not in base]
+    rest = f"it holds all weights of {plan.tree.root.name!r}"
+    if outside:
+        rest = f"so is the rest: {_who_froze(plan, outside, number)}"
+    title = stage.title(number) if stage else "Stage 0 (before the first)"
     raise ScheduleError(
-        f"{stage.title(number) if stage else 'Stage 0 (before the first)'} leaves nothing "
-        f"trainable: all weights of {plan.tree.root.name!r} are in the frozen base ({labels}) "
-        f"or frozen themselves. {_remedy(plan)} Received: {stage!r}"
+        f"{title} leaves nothing trainable: the base ({labels}) is frozen, and {rest}. "
+        f"{_remedy(plan, outside)} Received: {stage!r}"
     )
 
 
-def _remedy(plan: Plan) -> str:
-    """What to do about a base that holds all weights, as that of a language model does."""
+def _who_froze(plan: Plan, layers: list[Layer], number: int) -> str:
+    """Which layers outside the base are frozen by which line."""
+    parts, left = [], list(layers)
+    for each in range(number, 0, -1):
+        flags, before = plan.flags[each], plan.flags[each - 1]
+        found = [leaf for leaf in left if trained(leaf, before) and not trained(leaf, flags)]
+        left = [leaf for leaf in left if leaf not in found]
+        if found:
+            parts.append(f"{_named(found)} by {plan.stage(each)!r}")
+    return "; ".join([*parts, f"{_named(left)} since before `fit`"] if left else parts)
+
+
+def _named(layers: list[Layer]) -> str:
+    names = [repr(leaf.name) for leaf in layers]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _remedy(plan: Plan, outside: list[Layer]) -> str:
+    """What to do about it; a base may hold all weights, as that of a language model does."""
+    if outside:
+        return f"Leave one of these trainable, or name a smaller base than {plan.bases[0].label!r}."
     root = plan.bases[0].scope.tree.root if plan.bases else plan.tree.root
     blocks = [layer for layer in children(root) if layer.weights]
     remedy = "Add a head after the base, or name a smaller base"

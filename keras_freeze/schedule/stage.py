@@ -34,10 +34,10 @@ class Stage:
             `Plateau`: it begins when the stage before it has stopped improving.
         unfreeze: a selector of the layers that become trainable (see `select_layers`). Names and
             patterns are looked up in the base first, then in the rest of the model; slices, indices
-            and percentages count within the base. A layer outside the base is frozen before the
-            first stage that thaws it, and trainable before the first that freezes it.
-        freeze: a selector of the layers that are frozen. A layer in both ends up frozen nowhere:
-            that is an error.
+            and percentages count within the base. A layer outside the base stays as its `trainable`
+            flag was when `fit` began until a stage names it, so a head may be listed too.
+        freeze: a selector of the layers that are frozen. A layer outside the base that a stage
+            freezes first begins trainable. A layer in both arguments is an error.
         learning_rate: a float, a `keras.optimizers.schedules.LearningRateSchedule`, or
             `{"factor": 0.1}`: that many times the rate before; `None` leaves the rate alone. A
             schedule is called with `optimizer.iterations`, which goes on
