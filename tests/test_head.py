@@ -1,4 +1,4 @@
-"""Layers outside the base stay as they are until a stage names them: listing the head is harmless."""
+"""Layers outside the base stay as they are until a stage names them: the head may be listed."""
 
 from __future__ import annotations
 
