@@ -20,7 +20,7 @@ from keras_freeze.features.served import Choice, Served, Subject, choose, symbol
 from keras_freeze.features.stats import CacheStats
 from keras_freeze.features.store import MemoryStore
 from keras_freeze.features.watch import Watch
-from keras_freeze.training.feed import ArrayFeed, array_feed, numbers_in
+from keras_freeze.training.feed import ArrayFeed, Numbers, array_feed, restored
 from keras_freeze.training.patch import attributes
 
 Batch = Any
@@ -179,7 +179,7 @@ class FeatureCache:
                 self.store.expected = len(feed)
 
     def _stop_feeds(self) -> None:
-        """Rows are handed out again; an iterator that runs on may still give numbers."""
+        """Keras makes the batches again; but for an iterator that runs on."""
         for feed in self.feeds.values():
             feed.put_back()
         if all(feed.epoch_iterator.steps_per_epoch is None for feed in self.feeds.values()):
@@ -208,8 +208,7 @@ class FeatureCache:
             except StepAsideError as error:
                 self.step_aside(error)
         self.has_stopped = True
-        restored = [self._restored(kind, batch) for batch in batches]
-        return self.whole.step(plain(), state, restored)
+        return self.whole.step(plain(), state, [restored(batch) for batch in batches])
 
     def _with_features(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -224,25 +223,14 @@ class FeatureCache:
         return tensors, leaves, y, sample_weight
 
     def _rows(self, served: Served, kind: str, x: Any) -> Rows:
-        numbers, salt = numbers_in(x), served.salt(kind)
-        if numbers is None:
-            return HashedRows(x, served.places(x), self.store, self.backend, salt)
-        feed = self.feeds[kind]
-        places, array = served.places(feed.structure), self.backend.to_numpy(numbers)
-        at_once = self.features.at_once(served, len(array))
-        return NumberedRows(array, feed, places, self.store, self.backend, salt, at_once)
-
-    def _restored(self, kind: str, batch: Batch) -> Batch:
-        """A batch as Keras would have handed it out."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        numbers = numbers_in(x)
-        if numbers is None:
-            return batch
-        feed, array = self.feeds[kind], self.backend.to_numpy(numbers)
-        leaves = range(len(feed.leaves))
-        flat = [self.backend.to_tensor(feed.rows(place, array)) for place in leaves]
-        x = keras.tree.pack_sequence_as(feed.structure, flat)
-        return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        salt = served.salt(kind)
+        if isinstance(x, Numbers) and x.feed is self.feeds.get(kind):
+            places = served.places(x.feed.structure)
+            at_once = self.features.at_once(served, len(x.numbers))
+            return NumberedRows(x.numbers, x.feed, places, self.store, self.backend, salt, at_once)
+        if isinstance(x, Numbers):  # of a `fit` that raised: the user kept its iterator
+            x = x.feed.x(x.numbers)
+        return HashedRows(x, served.places(x), self.store, self.backend, salt)
 
     def step_aside(self, error: StepAsideError) -> None:
         """From now on the whole model runs in each step."""
@@ -268,5 +256,7 @@ class FeatureCache:
         """Gives everything back; the counts stay."""
         self.served = None
         self.store.clear()
+        for feed in self.feeds.values():
+            feed.put_back()
         self.feeds.clear()
         self.features.seen.clear()

@@ -14,6 +14,7 @@ import numpy as np
 from keras_freeze.features.aside import StepAsideError, moves
 from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.features.threads import side_by_side
+from keras_freeze.training.feed import numbered
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
@@ -23,7 +24,7 @@ AHEAD = 2  # steps that may wait, each with its batch of features in memory
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
     """Returns (what goes before the data, the batches of this step)."""
     state, iterator = args
-    return (state,), list(itertools.islice(iterator, count))
+    return (state,), list(itertools.islice(numbered(iterator), count))
 
 
 def compiled(

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.features.threads import side_by_side
+from keras_freeze.training.feed import numbered
 from keras_freeze.training.patch import Patch
 
 Batch = Any
@@ -21,7 +22,8 @@ Batch = Any
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
     """Returns (what is known of the data, the batches of this step)."""
     (iterator,) = args
-    return (getattr(iterator, "element_spec", None),), list(itertools.islice(iterator, count))
+    spec = getattr(iterator, "element_spec", None)
+    return (spec,), list(itertools.islice(numbered(iterator), count))
 
 
 def compiled(

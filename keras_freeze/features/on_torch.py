@@ -12,6 +12,7 @@ import torch
 
 from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.features.tape.replay import Replay
+from keras_freeze.training.feed import numbered
 from keras_freeze.training.patch import Patch, attributes
 
 Batch = Any
@@ -20,7 +21,7 @@ Batch = Any
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
     """Returns (what goes before the data, the batches of this step)."""
     (data,) = args
-    return (), list(data)
+    return (), list(numbered(data))
 
 
 def compiled(

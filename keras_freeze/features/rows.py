@@ -160,10 +160,7 @@ class NumberedRows:
 
     def inputs(self, positions: Positions | None) -> Any:
         """`x` of these rows; of all if None."""
-        numbers = self.numbers if positions is None else self.numbers[positions]
-        places = range(len(self.feed.leaves))
-        flat = [self.backend.to_tensor(self.feed.rows(place, numbers)) for place in places]
-        return keras.tree.pack_sequence_as(self.feed.structure, flat)
+        return self.feed.x(self.numbers if positions is None else self.numbers[positions])
 
     def leaf(self, place: int) -> Any:
         return self.backend.to_tensor(self.feed.rows(place, self.numbers[: self.size]))

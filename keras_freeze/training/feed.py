@@ -1,15 +1,19 @@
-"""Lets a `fit` over arrays hand out row numbers in place of rows.
+"""Lets a step of a `fit` over arrays take row numbers in place of rows.
 
 Which rows make a batch, and all random draws that decide it, stay Keras' own; but a row whose
 features are known is never gathered, converted or moved to a device.
 
+Only `numbered` gives row numbers. Anyone else who takes a batch (Keras, to build a model; a loop or
+a callback of the user's) gets rows, gathered at that moment.
+
 Private names used here were tried on Keras 3.12.0 and 3.15.1: `ArrayDataAdapter._inputs`,
-`_shuffle`, `EpochIterator._get_iterator`, `TFEpochIterator._distributed_dataset`,
-`_distribute_strategy`.
+`_shuffle`, `EpochIterator._get_iterator`, `_epoch_iterator`;
+`TFEpochIterator._distributed_dataset`, `_distribute_strategy`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
@@ -18,7 +22,7 @@ import keras
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-ROW = "keras_freeze_row"  # the one key of an `x` that holds row numbers
+Batch = Any
 
 
 class ArrayFeed:
@@ -53,18 +57,14 @@ class ArrayFeed:
         return len(self.leaves[0])
 
     def put(self) -> None:
-        """From the next epoch on, batches hold row numbers."""
-        if self.has_plain_order:
-            if self.dataset is not None:  # TensorFlow goes on with what the arrays held at first
-                self.others = keras.tree.map_structure(_copied, self.inputs[1:])
-            self.epoch_iterator._get_iterator = self._in_order
-            return
-        self.adapter._inputs = ({ROW: np.arange(len(self))}, *self.inputs[1:])
-        if self.dataset is not None:
-            dataset = self.adapter.get_tf_dataset()
-            strategy = self.epoch_iterator._distribute_strategy
-            distributed = strategy.experimental_distribute_dataset(dataset)
-            self.epoch_iterator._distributed_dataset = distributed
+        """From the next epoch on, batches can be taken by row number."""
+        take = self._in_order if self.has_plain_order else self._as_keras_does()
+        if self.has_plain_order and self.dataset is not None:
+            # TensorFlow goes on with what the arrays held at first
+            self.others = keras.tree.map_structure(_copied, self.inputs[1:])
+        self.epoch_iterator._get_iterator = lambda: FedBatches(self, take())
+        if keras.backend.backend() == "torch":
+            self.epoch_iterator.__class__ = _pulling_late(type(self.epoch_iterator))
 
     @cached_property
     def has_plain_order(self) -> bool:
@@ -72,27 +72,43 @@ class ArrayFeed:
         others = [leaf for leaf in keras.tree.flatten(self.inputs[1:]) if leaf is not None]
         return not self.adapter._shuffle and all(map(_is_of_numbers, others))
 
-    def _in_order(self) -> Iterator[Any]:
-        """The batches as Keras makes them, but for row numbers, and with much less ado."""
+    def _in_order(self) -> Iterator[Batch]:
+        """Yields the same batches as Keras, with row numbers instead of rows."""
         if keras.backend.backend() == "torch":
             iter(self.adapter.get_torch_dataloader())  # draws a number, in whatever order rows come
-        return _Iterator(self._batches(), getattr(self.dataset, "element_spec", None))
+        return self._batches()
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Iterator[Batch]:
         for start in range(0, len(self), self.adapter.batch_size):
             numbers = np.arange(start, min(start + self.adapter.batch_size, len(self)))
             take = partial(self._taken, numbers)
-            yield ({ROW: numbers}, *keras.tree.map_structure(take, self.others))
+            yield (numbers, *keras.tree.map_structure(take, self.others))
 
     def _taken(self, numbers: Array, leaf: Array | None) -> Any:
         return None if leaf is None else self.to_tensor(_as_fed(leaf[numbers]))
 
-    def put_back(self) -> None:
-        """From the next epoch on, batches hold rows again."""
-        vars(self.epoch_iterator).pop("_get_iterator", None)
-        self.adapter._inputs = self.inputs
+    def _as_keras_does(self) -> Callable[[], Iterator[Batch]]:
+        """Returns what shuffles row numbers as Keras shuffles rows; its own iterator stays."""
+        twin = copy.copy(self.epoch_iterator)
+        twin.data_adapter = copy.copy(self.adapter)
+        twin.data_adapter._inputs = (np.arange(len(self)), *self.inputs[1:])
         if self.dataset is not None:
-            self.epoch_iterator._distributed_dataset = self.dataset
+            dataset = twin.data_adapter.get_tf_dataset()
+            strategy = twin._distribute_strategy
+            twin._distributed_dataset = strategy.experimental_distribute_dataset(dataset)
+        return lambda: iter(type(twin)._get_iterator(twin))
+
+    def put_back(self) -> None:
+        """From the next epoch on, Keras makes the batches."""
+        vars(self.epoch_iterator).pop("_get_iterator", None)
+        if isinstance(self.epoch_iterator, _PullsLate):
+            self.epoch_iterator.__class__ = self.epoch_iterator.before
+
+    def x(self, numbers: Array) -> Any:
+        """Returns the `x` of a batch of rows, as Keras hands it out."""
+        places = range(len(self.leaves))
+        flat = [self.to_tensor(self.rows(place, numbers)) for place in places]
+        return keras.tree.pack_sequence_as(self.structure, flat)
 
     def rows(self, place: int, numbers: Array) -> Array:
         """Returns rows of an array, in the dtype in which Keras hands them out."""
@@ -126,20 +142,96 @@ def _copied(leaf: Array | None) -> Array | None:
     return None if leaf is None else leaf.copy()
 
 
-class _Iterator(Iterator[Any]):
-    """An iterator that knows its shapes and dtypes, as those of TensorFlow do."""
+class Numbers:
+    """Stands for the `x` of a batch whose rows aren't gathered.
 
-    def __init__(self, batches: Iterator[Any], element_spec: Any):
-        self.batches = batches
-        self.element_spec = element_spec
+    Args:
+        feed: the arrays.
+        numbers: of the rows.
+    """
 
-    def __next__(self) -> Any:
-        return next(self.batches)
+    def __init__(self, feed: ArrayFeed, numbers: Any):
+        self.feed = feed
+        self.numbers: Array = np.asarray(keras.ops.convert_to_numpy(numbers))
 
 
-def numbers_in(x: Any) -> Any:
-    """Returns the row numbers in the `x` of a batch, or None if it holds rows."""
-    return x[ROW] if isinstance(x, dict) and ROW in x else None
+def restored(batch: Batch) -> Batch:
+    """Returns a batch as Keras would have handed it out."""
+    x, *others = batch if isinstance(batch, tuple) else (batch,)
+    return (x.feed.x(x.numbers), *others) if isinstance(x, Numbers) else batch
+
+
+class FedBatches(Iterator[Batch]):
+    """The batches of an epoch, with rows.
+
+    Args:
+        feed: the arrays.
+        taken: the batches, with row numbers.
+
+    Attributes:
+        numbered: the same batches, with `Numbers`; each batch comes from one of the two.
+        element_spec: shapes and dtypes, on TensorFlow.
+    """
+
+    def __init__(self, feed: ArrayFeed, taken: Iterator[Batch]):
+        self.numbered = ((Numbers(feed, numbers), *others) for numbers, *others in taken)
+        self.element_spec = getattr(feed.dataset, "element_spec", None)
+
+    def __next__(self) -> Batch:
+        return restored(next(self.numbered))
+
+
+class _LateList(list[Batch]):
+    """The batches of one step on PyTorch, where Keras takes them before it calls the step.
+
+    Rows are gathered when someone reads the list.
+    """
+
+    def __init__(self, numbered: list[Batch]):
+        super().__init__(numbered)
+        self.numbered = iter(numbered)
+        self.given = numbered
+
+    @cached_property
+    def rows(self) -> list[Batch]:
+        return [restored(batch) for batch in self.given]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.rows)
+
+
+class _PullsLate:
+    """What a fed epoch iterator of PyTorch does in place of Keras'."""
+
+    before: type
+    _epoch_iterator: Iterator[Any]
+    catch_stop_iteration: Callable[[], Any]
+
+    def __next__(self) -> tuple[int, int, list[Batch]]:
+        begin, end, batches = next(self._epoch_iterator)
+        with self.catch_stop_iteration():
+            if isinstance(batches, FedBatches):
+                return begin, end, _LateList([next(batches.numbered)])
+            return begin, end, [next(batches)]
+        raise StopIteration
+
+
+def _pulling_late(kind: Any) -> Any:
+    if issubclass(kind, _PullsLate):  # a `fit` that raised has left it so
+        return kind
+    return type(kind.__name__, (_PullsLate, kind), {"before": kind})
+
+
+def numbered(data: Any) -> Iterator[Batch]:
+    """Returns the batches of a step, by row number (`Numbers`) where that is possible.
+
+    Args:
+        data: what Keras calls a train or test function with.
+    """
+    return data.numbered if isinstance(data, FedBatches | _LateList) else iter(data)
 
 
 def array_feed(epoch_iterator: Any, to_tensor: Callable[[Array], Any]) -> ArrayFeed | None:
@@ -148,7 +240,7 @@ def array_feed(epoch_iterator: Any, to_tensor: Callable[[Array], Any]) -> ArrayF
     inputs = getattr(adapter, "_inputs", None)
     if type(adapter).__name__ != "ArrayDataAdapter" or not isinstance(inputs, tuple):
         return None
-    if len(inputs) < 2 or inputs[1] is None or numbers_in(inputs[0]) is not None:
+    if len(inputs) < 2 or inputs[1] is None:
         return None
     leaves = keras.tree.flatten(inputs[0])
     plain = all(map(_is_of_numbers, leaves))
