@@ -68,6 +68,12 @@ class Subject:
                 "whole base",
                 "name a layer that can be cached as a whole, BottleneckCache('name')",
             )
+        names = ("make_train_function", "make_test_function")
+        for name in _not_of_keras(self.model, names):
+            raise StepAsideError(
+                f"the model's own `{name}` may read the batches, which hold features",
+                "override `train_step` or `test_step` instead",
+            )
 
     def fixed(self, flags: Flags) -> Fixed:
         return Fixed(self.tree, {id(leaf) for leaf in self.base_leaves}, flags)
@@ -278,9 +284,14 @@ def _is_layer(operation: Any) -> bool:
 def _is_of_keras(model: Model) -> bool:
     """True if the steps are Keras' own: they call the model once, and read its inputs no more."""
     names = ("train_step", "test_step", "compute_loss", "compute_metrics", "__call__")
-    methods = [getattr(type(model), name) for name in names]
-    own = [name for name in names if name in vars(model)]
-    return not own and all(method.__module__.split(".")[0] == "keras" for method in methods)
+    return not _not_of_keras(model, names)
+
+
+def _not_of_keras(model: Model, names: Sequence[str]) -> list[str]:
+    """Returns the methods that the model's class, or the model itself, overrides."""
+    modules = [getattr(type(model), name).__module__.split(".")[0] for name in names]
+    pairs = zip(names, modules, strict=True)
+    return [name for name, module in pairs if name in vars(model) or module != "keras"]
 
 
 def symbols_of(part: GraphPart | WholePart) -> list[Any] | None:

@@ -1,0 +1,298 @@
+"""C3 for whoever else takes a batch while rows are fed by number: it holds rows, and nothing moves.
+
+Keras takes one to build a model symbolically; a model or a callback of the user's may take any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from keras_freeze import BottleneckCache, FreezeBase
+from keras_freeze.features import compute
+from keras_freeze.training import loop
+from tests import builders
+from tests.builders import BACKEND, L
+from tests.reference.cached import Run, X, Y, check
+from tests.test_cache_aside import check_aside
+from tests.test_cache_parity import two_inputs
+
+Batch = tuple[Any, np.ndarray]
+VAL = builders.data(16, seed=5)  # full batches: TensorFlow rounds partial ones otherwise
+
+
+@pytest.fixture(autouse=True)
+def _one_batch_at_once(monkeypatch: pytest.MonkeyPatch):
+    """TensorFlow rounds larger batches of the prefix otherwise on some CPUs."""
+    monkeypatch.setattr(compute, "AT_ONCE", 1)
+
+
+def over(kind: Any) -> Any:
+    """Makes a model of a class over a base that is nested in it."""
+
+    def make() -> keras.Model:
+        inputs = keras.Input((6,))
+        return kind(inputs, L.Dense(1, name="head")(builders.functional_base()(inputs)))
+
+    return make
+
+
+def subclassed(kind: Any) -> Any:
+    def make() -> keras.Model:
+        model = kind()
+        model(np.zeros((1, 6), "float32"))
+        return model
+
+    return make
+
+
+def batch_of(data: Any) -> Batch:
+    """The first batch in what an epoch iterator hands to a step, as NumPy arrays."""
+    batch = data[0] if isinstance(data, (list, tuple)) else next(data)
+    return keras.tree.map_structure(lambda leaf: np.array(keras.ops.convert_to_numpy(leaf)), batch)
+
+
+def first_batch(iterator: Any) -> Batch:
+    return next(batch_of(data) for _, _, data in iterator)
+
+
+def assert_rows(batch: Batch, x: np.ndarray = X, y: np.ndarray = Y) -> None:
+    """Each row is one of the arrays, beside its own target."""
+    places = [np.flatnonzero(y == target).item() for target in batch[1]]
+    assert np.array_equal(batch[0], x[places])
+
+
+def check_twice(run: Run, seen: list[Any], **options: Any) -> None:
+    """As `check`; what was seen is the same with the cache and without."""
+    check(run, **options)
+    without, within = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert seen
+    assert without == within
+
+
+# Keras builds a model whose losses, metrics or layers are unbuilt, on a batch of the validation
+
+
+class OwnLoss(keras.Model):
+    """Keras' own loss is never built, and the base is called first."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        assert tuple(x.shape[1:]) == (6,)
+        return keras.ops.mean(keras.ops.square(y - y_pred)) + 0.1 * keras.ops.mean(x)
+
+
+class OwnLossOverBase(builders.Subclassed):
+    compute_loss = OwnLoss.compute_loss
+
+
+class Recompile(keras.callbacks.Callback):
+    """New metrics, which are unbuilt when the validation of an epoch begins."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            self.model.compile(keras.optimizers.SGD(0.1), "mae", metrics=["mse"])
+
+
+BUILT_ON_A_BATCH: dict[str, Run] = {
+    "own loss": Run(over(OwnLoss)),
+    "own loss, subclassed": Run(subclassed(OwnLossOverBase)),
+    "compiled anew": Run(frozen=lambda: [FreezeBase(), Recompile()]),
+    "two inputs": Run(
+        two_inputs,
+        data=lambda: ({"image": X, "numbers": X[:, :3]}, Y),
+        frozen=lambda: [FreezeBase(), Recompile()],
+        options={"validation_data": ({"image": VAL[0], "numbers": VAL[0][:, :3]}, VAL[1])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUILT_ON_A_BATCH)
+def test_models_that_keras_builds_at_each_validation(name: str):
+    run = BUILT_ON_A_BATCH[name]
+    run.options = {"validation_data": VAL} | run.options
+    run.traced = name == "own loss"
+    check(run)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="there only a strategy makes Keras build")
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_models_that_keras_builds_under_a_strategy(shuffle: bool):
+    import tensorflow as tf
+
+    options = {"validation_data": VAL, "shuffle": shuffle}
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        check(Run(over(OwnLoss), options=options))
+
+
+# Models and callbacks that read an iterator
+
+
+class Reads(keras.Model):
+    """Looks at the batches of a validation before it evaluates."""
+
+    seen: list[Any]
+
+    def evaluate(self, *args, **kwargs):
+        for _, _, data in self._eval_epoch_iterator:
+            batch = batch_of(data)
+            assert_rows(batch, *VAL)
+            self.seen.append([leaf.tolist() for leaf in batch])
+        return super().evaluate(*args, **kwargs)
+
+
+class ReadsBehindHooks(keras.Model):
+    """A validation of its own that calls all hooks, and never the test function."""
+
+    seen: list[Any]
+
+    def evaluate(self, *args, callbacks=None, **kwargs):
+        callbacks.on_test_begin()
+        error = []
+        for begin, end, data in self._eval_epoch_iterator:
+            callbacks.on_test_batch_begin(begin)
+            x, y = batch_of(data)
+            error.append(float(np.mean(np.square(self.predict_on_batch(x) - y))))
+            callbacks.on_test_batch_end(end)
+        callbacks.on_test_end()
+        self.seen.append(error)
+        return {"loss": float(np.mean(error))}
+
+
+@pytest.mark.parametrize("kind", [Reads, ReadsBehindHooks])
+def test_a_model_that_reads_the_validation(kind: Any, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(kind, "seen", seen, raising=False)
+    options = {"validation_data": VAL, "validation_freq": 2}
+    check_twice(Run(over(kind), options=options), seen)
+
+
+class Reader(keras.callbacks.Callback):
+    """Takes a batch of training at the end of each epoch, and of the validation."""
+
+    def __init__(self, seen: list[Any]):
+        super().__init__()
+        self.seen = seen
+
+    def on_train_begin(self, logs=None):
+        self.iterator = loop.epoch_iterator()
+
+    def on_epoch_end(self, epoch, logs=None):
+        batch = first_batch(self.iterator)
+        assert_rows(batch)
+        held = first_batch(loop.evaluation_iterator(self.model))
+        assert_rows(held, *VAL)
+        self.seen.append([leaf.tolist() for leaf in (*batch, *held)])
+
+    def on_train_end(self, logs=None):
+        assert_rows(first_batch(self.iterator))
+
+
+@pytest.mark.parametrize("more", [{}, {"steps_per_epoch": 3}], ids=["epochs", "steps"])
+@pytest.mark.parametrize("shuffle", [True, False, "batch"])
+def test_a_callback_that_reads_both_iterators(shuffle: Any, more: dict[str, Any]):
+    """Each of its batches is one less for the training where an iterator runs on."""
+    seen: list[Any] = []
+    options = {"validation_data": VAL, "validation_batch_size": 4, "shuffle": shuffle} | more
+    frozen = lambda: [FreezeBase(), Reader(seen)]  # noqa: E731
+    check_twice(Run(frozen=frozen, options=options), seen, passes=None)
+
+
+class Asks(keras.callbacks.Callback):
+    """Uses the arrays that are being fed, and Keras' iterator over them."""
+
+    def __init__(self, seen: list[Any]):
+        super().__init__()
+        self.seen = seen
+
+    def on_epoch_end(self, epoch, logs=None):
+        kept = {"_use_cached_eval_dataset": True}
+        self.seen.append(self.model.predict(X, verbose=0).tolist())
+        self.seen += [self.model.evaluate(*data, verbose=0) for data in ((X, Y), VAL)]
+        self.seen.append(self.model.evaluate(verbose=0, **kept))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_callback_that_evaluates_on_the_same_arrays(shuffle: bool):
+    seen: list[Any] = []
+    options = {"validation_data": VAL, "shuffle": shuffle}
+    frozen = lambda: [FreezeBase(), Asks(seen)]  # noqa: E731
+    check_twice(Run(frozen=frozen, options=options), seen)
+
+
+class Breaks(keras.callbacks.Callback):
+    """Ctrl-C in the middle of an epoch that is fed by number."""
+
+    def __init__(self, hook: str):
+        super().__init__()
+        setattr(self, hook, self.act)
+        self.iterators: list[Any] = []
+        self.calls = 0
+
+    def act(self, batch, logs=None):
+        self.calls += 1
+        if self.calls == 6:
+            held = loop.evaluation_iterator(self.model)
+            self.iterators = [loop.epoch_iterator(), *([] if held is None else [held])]
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
+def test_what_an_interrupted_fit_leaves(hook: str, shuffle: bool):
+    """Iterators that someone kept hold rows; the next fit is as any."""
+    model, breaks = builders.compiled(builders.nested()), Breaks(hook)
+    ours: list[Any] = [FreezeBase(), BottleneckCache(verbose=0)]
+    options: dict[str, Any] = {"batch_size": 8, "verbose": 0, "shuffle": shuffle}
+    with contextlib.suppress(KeyboardInterrupt):
+        model.fit(X, Y, epochs=3, validation_data=VAL, callbacks=[*ours, breaks], **options)
+    train, test = breaks.iterators
+    assert_rows(first_batch(train))
+    assert_rows(first_batch(test), *VAL)
+    before = model.evaluate(X, Y, verbose=0)
+    model.fit(X, Y, epochs=3, callbacks=ours, **options)
+    assert ours[1].stats.base_passes == 1.0
+    assert model.evaluate(X, Y, verbose=0) < before
+
+
+class OwnFunction(keras.Model):
+    """Reads the batches before the step does."""
+
+    def make_train_function(self, force=False):
+        super().make_train_function(force)
+        made = self.train_function
+
+        def function(*arguments):
+            *state, data = arguments
+            batches = list(data)
+            assert all(len(batch) == 2 and batch[0].shape[1:] == (6,) for batch in batches)
+            return made(*state, batches if BACKEND == "torch" else iter(batches))
+
+        object.__setattr__(self, "train_function", function)
+
+
+def test_a_train_function_that_reads_the_batches():
+    """Batches that are served hold features: they aren't for it."""
+    options = {"batch_size": len(Y), "epochs": 3}
+    run = Run(over(OwnFunction), options=options)
+    check_aside(run, "the model's own `make_train_function` may read the batches")
+
+
+def test_a_step_that_no_hook_announces(monkeypatch: pytest.MonkeyPatch):
+    """A list of callbacks that leaves out batches: what is handed to the plain step holds rows."""
+
+    class Silent(keras.callbacks.CallbackList):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.make_train_function()
+
+    def run(*ours: Any) -> Any:
+        keras.utils.set_random_seed(3)
+        model = builders.compiled(builders.nested())
+        callbacks = Silent([FreezeBase(), *ours], add_history=True, model=model, epochs=3)
+        model.fit(X, Y, batch_size=8, epochs=3, verbose=0, callbacks=callbacks)
+        return builders.weights(model)
+
+    builders.assert_equal(run(BottleneckCache(verbose=0)), run())
