@@ -12,6 +12,7 @@ import torch
 
 from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.features.tape.replay import Replay
+from keras_freeze.training import values
 from keras_freeze.training.feed import numbered
 from keras_freeze.training.patch import Patch, attributes
 
@@ -109,8 +110,9 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     if not isinstance(tensor, torch.Tensor):
         return np.asarray(tensor)
     if tensor.dtype == torch.bfloat16:
-        return np.asarray(keras.ops.convert_to_numpy(tensor))
-    return np.asarray(tensor.detach().cpu())
+        return values.to_numpy(tensor)
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
+    return array
 
 
 def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:

@@ -13,6 +13,7 @@ from keras_freeze.features.keys import Key, row_keys
 from keras_freeze.features.rows import Backend
 from keras_freeze.graph.tree import Layer, own_states
 from keras_freeze.training.feed import ArrayFeed
+from keras_freeze.training.values import to_numpy
 
 Array = np.ndarray[Any, Any]
 CHECKED = 2  # rows that are computed again in an epoch
@@ -91,14 +92,14 @@ class Watch:
     def before_prefix(self) -> None:
         """Remembers states that the prefix might move, the first time that it runs."""
         if not self.quiet:
-            self.saved = [np.array(keras.ops.convert_to_numpy(v)) for v in self._held()]
+            self.saved = [to_numpy(v) for v in self._held()]
 
     def after_prefix(self) -> None:
         """Puts moved states back, and refuses."""
         held, self.quiet = [] if self.quiet else self._held(), True
         moved = []
         for variable, value in zip(held, self.saved if held else [], strict=True):
-            if not np.array_equal(keras.ops.convert_to_numpy(variable), value):
+            if not np.array_equal(to_numpy(variable), value):
                 variable.assign(value)
                 moved.append(variable)
         if moved:

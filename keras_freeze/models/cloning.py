@@ -19,6 +19,7 @@ from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
 from keras_freeze.graph.tree import Layer
 from keras_freeze.models import settings
 from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.training.values import to_numpy
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,13 @@ def setup_of_clone(clone: Any, original: Setup) -> Setup:
         original.cache_follows_fit,
     )
     for layer, pretrained in zip(own.augment, original.augment, strict=True):
-        layer.set_weights(pretrained.get_weights())
-    own.base.set_weights(original.base.get_weights())
+        _take_weights(layer, pretrained)
+    _take_weights(own.base, original.base)
     return own
+
+
+def _take_weights(layer: Layer, pretrained: Layer) -> None:
+    layer.set_weights([to_numpy(variable) for variable in pretrained.weights])
 
 
 def keep_class(model_class: Any) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 
 from keras_freeze.training.paces import FULL, Pace, Paces, decay, share
 from keras_freeze.training.patch import Patch, attribute
+from keras_freeze.training.values import to_numpy
 
 Optimizer = Any
 Variable = Any
@@ -45,7 +46,7 @@ def births_of(optimizer: Optimizer) -> dict[Any, int]:
 
 def updates(optimizer: Optimizer) -> int:
     """Returns how many steps the optimizer has counted, micro-steps of accumulation included."""
-    return int(keras.ops.convert_to_numpy(optimizer._iterations))
+    return int(to_numpy(optimizer._iterations))
 
 
 def set_births(optimizer: Optimizer, births: dict[Any, int]) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_freeze.training.values import to_numpy
+
 Array = np.ndarray[Any, Any]
 Batch = Any
 
@@ -152,7 +154,7 @@ class Numbers:
 
     def __init__(self, feed: ArrayFeed, numbers: Any):
         self.feed = feed
-        self.numbers: Array = np.asarray(keras.ops.convert_to_numpy(numbers))
+        self.numbers: Array = to_numpy(numbers)
 
 
 def restored(batch: Batch) -> Batch:

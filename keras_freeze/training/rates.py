@@ -14,6 +14,7 @@ import keras
 
 from keras_freeze.errors import ScheduleError
 from keras_freeze.training.optimizer import hold, leaves
+from keras_freeze.training.values import to_numpy
 
 Optimizer = Any
 Rate = Any  # a float, a LearningRateSchedule or a callable
@@ -77,7 +78,7 @@ def log_rates(optimizer: Optimizer) -> dict[str, float]:
     members = leaves(optimizer)
     return {
         "learning_rate" if len(members) == 1 else f"learning_rate_{member.name}": float(
-            keras.ops.convert_to_numpy(member.learning_rate)
+            to_numpy(member.learning_rate)
         )
         for member in members
     }
@@ -86,7 +87,7 @@ def log_rates(optimizer: Optimizer) -> dict[str, float]:
 def _rate(optimizer: Optimizer) -> Rate:
     rate = optimizer._learning_rate
     if isinstance(rate, keras.Variable):
-        return float(keras.ops.convert_to_numpy(rate))
+        return float(to_numpy(rate))
     return rate
 
 

@@ -1,4 +1,8 @@
-"""How much memory an optimizer will take, without making it."""
+"""How much memory an optimizer will take, without making it.
+
+Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
+`_learning_rate`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_freeze.training.optimizer import leaves
+from keras_freeze.training.patch import attribute
 
 Shape = tuple[int, ...]
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)  # the length of an axis tells which one it is
@@ -41,7 +46,9 @@ def slot_bytes(optimizer: Any, variables: Sequence[Any]) -> int | None:
 
 def _slots_of_rank(optimizer: Any, rank: int) -> list[tuple[Shape, int]]:
     """The shapes of the slots of a variable with prime axes, and the bytes of an element."""
-    fresh = type(optimizer).from_config(optimizer.get_config())
+    # Keras makes a float of the rate, which NumPy 2 warns of; no slot depends on it.
+    with attribute(optimizer, "_learning_rate", 0.1):
+        fresh = type(optimizer).from_config(optimizer.get_config())
     before = {id(variable) for variable in fresh.variables}
     fresh.build([keras.Variable(np.zeros(PRIMES[:rank], "float32"))])
     slots = [variable for variable in fresh.variables if id(variable) not in before]

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-import numpy as np
-
 from keras_freeze.training import ages
 from keras_freeze.training.functions import sync
 from keras_freeze.training.optimizer import leaves
+from keras_freeze.training.values import to_numpy
 
 Model = Any
 Variable = Any
@@ -32,8 +30,8 @@ class Snapshot:
     def __init__(self, model: Model, fixed: set[int]):
         sync(model)
         self.model = model
-        self.weights = [(v, _copy(v)) for v in _weights(model) if id(v) not in fixed]
-        self.slots = {id(v): (v, _copy(v)) for v in _slots(model)}
+        self.weights = [(v, to_numpy(v)) for v in _weights(model) if id(v) not in fixed]
+        self.slots = {id(v): (v, to_numpy(v)) for v in _slots(model)}
         self.updates = [ages.updates(member) for member in leaves(model.optimizer)]
 
     def restore(self) -> None:
@@ -83,7 +81,3 @@ def _slots(model: Model) -> list[Variable]:
         others = {id(member._iterations), id(member._learning_rate)}
         kept += [v for v in member.variables if id(v) not in others]
     return kept
-
-
-def _copy(variable: Variable) -> np.ndarray[Any, Any]:
-    return np.array(keras.ops.convert_to_numpy(variable))

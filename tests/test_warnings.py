@@ -1,0 +1,60 @@
+"""People run their tests with `-W error`: nothing of ours warns of what others will drop."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+
+import keras_freeze
+from keras_freeze.training.values import to_numpy
+
+HOME = Path(keras_freeze.__file__).parent
+KINDS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
+DTYPES = ["float32", "float16", "bfloat16", "int32", "bool"]
+
+
+def test_a_use_of_everything():
+    """In a process of its own, in which no setting of pytest's hides anything."""
+    flags = [part for kind in KINDS for part in ("-W", f"error::{kind}")]
+    command = [sys.executable, *flags, "-m", "tests.reference.everything"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("nothing came up\n")
+
+
+def test_one_place_makes_numpy_arrays_of_variables():
+    """NumPy's warning about Keras' way names Keras' modules, which the suite lets pass."""
+    callers = set()
+    for path in HOME.rglob("*.py"):
+        names = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute)
+        }
+        callers |= {path.name} if names & {"convert_to_numpy", "get_weights"} else set()
+    assert callers == {"methods.py"}  # the demo, which uses the base as anyone would
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_value_of_a_variable(dtype: str, trainable: bool):
+    expected = np.array([[0, 1], [1, 0]]).astype(getattr(ml_dtypes, dtype, dtype))
+    variable = keras.Variable(expected, dtype=dtype, trainable=trainable and "float" in dtype)
+    value = to_numpy(variable)
+    kept = keras.backend.standardize_dtype(variable.dtype)
+    assert value.dtype.name == kept
+    assert np.array_equal(value.astype("float32"), expected.astype("float32"))
+    variable.assign(np.zeros((2, 2)))
+    assert value.any(), "a copy"
+    assert np.array_equal(to_numpy(variable.value).astype("float32"), np.zeros((2, 2)))
+
+
+def test_a_rate_that_is_a_plain_number_keeps_its_digits():
+    assert float(to_numpy(0.1)) == 0.1
