@@ -68,13 +68,13 @@ def test_stages(printed, verbose):
             "  parameters     7 trainable, 252 frozen",
             "  learning rate  0.25",
         ],
-        "Stage 1 'fine-tune' from epoch 2/3": [
+        "Stage 1 'fine-tune' (at=1) from epoch 2/3": [
             "  thawed         b1, b2, ..., b6 (6 layers)",
             "  parameters     259 trainable, 0 frozen",
             "  learning rate  0.001",
             "  optimizer      carried over",
         ],
-        "Stage 2 from epoch 3/3": [
+        "Stage 2 (at=2) from epoch 3/3": [
             "  frozen         b1",
             "  parameters     217 trainable, 42 frozen",
             "  learning rate  0.001",

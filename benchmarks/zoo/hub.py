@@ -95,7 +95,9 @@ OTHERS: dict[str, dict[str, Any]] = {
         "hidden_dims": [8, 16],
     },
 }
-# A block for each layer and embeddings, and what else each has; None where it isn't sure.
+# It positions tokens by their place among those of all rows.
+ASIDE = {"XLNetBackbone": "other features for the same image"}
+ONE_LAYER = {"AlbertBackbone"}  # called several times
 TEXT = [
     "AlbertBackbone",
     "BertBackbone",
@@ -222,8 +224,10 @@ def _with_head(name: str) -> Built:
     pools = {3: L.GlobalAveragePooling1D, 4: L.GlobalAveragePooling2D}
     pooled = pools[len(features.shape)]()(features)
     model = keras.Model(inputs, softmax()(pooled))
-    blocks = LAYERS if name in TEXT else None
-    return Built(model, data_for(base.input), classes(), base, loss=SPARSE, blocks=blocks)
+    built = Built(model, data_for(base.input), classes(), base, loss=SPARSE)
+    built.blocks = LAYERS if name in TEXT and name not in ONE_LAYER else None
+    built.aside = ASIDE.get(name, "")
+    return built
 
 
 def _like(symbol: Any, name: str) -> Any:

@@ -12,6 +12,7 @@ import keras
 from keras_freeze.callbacks.caching import Caching
 from keras_freeze.callbacks.checks import at_most_one, check_built, check_optimizer
 from keras_freeze.callbacks.clock import StageClock
+from keras_freeze.callbacks.ending import warn_of_stop
 from keras_freeze.callbacks.plan import (
     Plan,
     make_plan,
@@ -154,7 +155,8 @@ class Conductor:
                 self._refresh(made=False)
         if self._is_shown(stage):
             did = {"reset": "reset", "carry": "carried over"}[mode] if not first else ""
-            title, when = self.plan.title(number), f"from {self.when}"
+            at = f" (at={stage.at})" if stage is not None else ""
+            title, when = f"{self.plan.title(number)}{at}", f"from {self.when}"
             base = describe_base(self.plan) if first else ""
             print(self._report(title, when, before, did, base), flush=True)
 
@@ -279,11 +281,13 @@ class Conductor:
             print(text, flush=True)
         self.pending.clear()
 
-    def end(self) -> None:
-        """The fit is over."""
+    def end(self, logs: dict[str, Any]) -> None:
+        """The fit is over; `logs` are those of its last epoch."""
         self.show()
         self.keep_rates()
-        if self.triggers is not None:
+        callbacks = loop.all_callbacks(self.callback_list)
+        stopped = warn_of_stop(self.clock, self.epochs, callbacks, logs)
+        if self.triggers is not None and not stopped:
             self.triggers.end()
         if self.caching is not None:
             self.caching.cache.close()

@@ -124,7 +124,7 @@ class Last(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle("from the end of the fit")
-        self.conductor.end()
+        self.conductor.end(logs or {})
         _leave(self.conductor.callback_list)
 
 
