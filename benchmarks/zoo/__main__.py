@@ -1,6 +1,7 @@
-"""python benchmarks/zoo [--only WORD ...] [--sample] [--output FILE.json]: one process a backend.
+"""python benchmarks/zoo [--only WORD ...] [--sample] [--part 1/4] [--output FILE.json]
 
-A line for each model; the exit status is 1 if something isn't as it should be.
+A line for each model; the exit status is 1 if something isn't as it should be. A process runs one
+backend; with `--part` several processes share the work, each with a file of its own.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks/zoo", description=__doc__)
     parser.add_argument("--only", nargs="+", help="members whose name has one of these words")
     parser.add_argument("--sample", action="store_true", help="those that the tests run")
+    parser.add_argument("--part", default="1/1", help="which of how many parts of the models")
     parser.add_argument("--output", help="a file for the table, as JSON")
     args = parser.parse_args()
     chosen = [m for m in members() if m.sample or not args.sample]
     chosen = [m for m in chosen if not args.only or any(word in m.name for word in args.only)]
+    part, parts = map(int, args.part.split("/"))
+    chosen = chosen[part - 1 :: parts]
     rows = []
     for member in chosen:
         rows.append(row := check(member))

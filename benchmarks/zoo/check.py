@@ -209,11 +209,13 @@ def _against_two_fits(
     make: Callable[[], Built], top: list[Any], built: Built, row: dict[str, Any]
 ) -> list[str]:
     """With fresh optimizers for each stage, and flags set by hand."""
+    why = built.not_two
     if any(getattr(layer, "rate", 0) for layer in built.model._flatten_layers()):
-        row["two fits"] = "not compared: stock Keras leaves Dropout on in frozen layers"
-        return []
+        why = "stock Keras leaves Dropout on in frozen layers"
     if any(is_adapter(v) for v in built.model.trainable_variables):
-        row["two fits"] = "not compared: adapters"
+        why = "adapters"
+    if why:
+        row["two fits"] = f"not compared: {why}"
         return []
     ours = fresh(make)
     schedule = Schedule([Stage(2, _same(top, built, ours))], optimizer="reset")

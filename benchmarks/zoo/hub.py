@@ -61,7 +61,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "Gemma3Backbone": {"image_size": 16, "vision_encoder": None},
     "Qwen3_5Backbone": {"layer_types": ["full_attention"] * LAYERS},
     "ResNetBackbone": {
-        "input_conv_filters": [8],
+        "input_conv_filters": [64],
         "input_conv_kernel_sizes": [3],
         "stackwise_num_filters": [64, 64],
         "stackwise_num_blocks": [1, 1],
@@ -98,6 +98,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 # It positions tokens by their place among those of all rows.
 ASIDE = {"XLNetBackbone": "other features for the same image"}
 ONE_LAYER = {"AlbertBackbone"}  # called several times
+# Their routers add to the loss, in stock Keras in frozen layers too.
+ROUTERS = {"MixtralBackbone", "QwenMoeBackbone", "Qwen3MoeBackbone"}
 TEXT = [
     "AlbertBackbone",
     "BertBackbone",
@@ -129,8 +131,6 @@ TEXT = [
     "Qwen3Backbone",
     "QwenMoeBackbone",
     "Qwen3MoeBackbone",
-    "SmolLMBackbone",
-    "SmolLM3Backbone",
 ]
 IMAGE = [
     "ResNetBackbone",
@@ -227,6 +227,7 @@ def _with_head(name: str) -> Built:
     built = Built(model, data_for(base.input), classes(), base, loss=SPARSE)
     built.blocks = LAYERS if name in TEXT and name not in ONE_LAYER else None
     built.aside = ASIDE.get(name, "")
+    built.not_two = "stock Keras adds the losses of frozen routers" if name in ROUTERS else ""
     return built
 
 
@@ -257,8 +258,7 @@ def _causal_lm(name: str, way: str) -> Built:
     if way == "lora":
         base.enable_lora(2)
         return built
-    built.named = ":transformer_layer_1"
-    end = next(place for place, layer in enumerate(layers) if layer.name.endswith("layer_1"))
-    built.base = layers[: end + 1]
+    end = next(place for place, layer in enumerate(layers) if layer.name.endswith("_1"))
+    built.named, built.base = f":{layers[end].name}", layers[: end + 1]
     built.asks = way == "asks"
     return built

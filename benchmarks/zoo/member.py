@@ -27,6 +27,7 @@ class Built:
         asks: whether it can't be found, so that an error must ask for it.
         blocks: how many blocks the base has, if that is known.
         aside: a piece of the reason why a cache steps aside; "" if it must not.
+        not_two: why two fits by hand differ from one of ours; "" if they must not.
     """
 
     model: Any
@@ -38,6 +39,7 @@ class Built:
     asks: bool = False
     blocks: int | None = None
     aside: str = ""
+    not_two: str = ""
 
 
 @dataclass(frozen=True)
