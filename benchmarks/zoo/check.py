@@ -113,7 +113,8 @@ def _last_block(built: Built, row: dict[str, Any]) -> list[str]:
             row["wrong"].append("50% selects nothing")
     else:
         row["blocks"] = len(root)
-        chosen = select_layers(root[-1], "all")
+        normal = keras.layers.BatchNormalization
+        chosen = select_layers([one for one in root if not isinstance(one, normal)][-1], "all")
     inside = {id(leaf) for leaf in leaves}
     return [leaf for leaf in chosen if id(leaf) in inside]
 
