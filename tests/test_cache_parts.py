@@ -227,7 +227,7 @@ def test_rows_are_freed_when_fit_ends():
 
     class Keep(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            stores = [each for each in gc.get_objects() if isinstance(each, MemoryStore)]
+            stores = [each for each in gc.get_objects() if type(each) is MemoryStore]
             kept.extend(
                 weakref.ref(chunk) for s in stores for c in s.columns.values() for chunk in c
             )

@@ -27,17 +27,26 @@ class Caching:
         plan: of the fit.
         epochs: of the fit, if known.
         early: stages may begin before the epochs of the schedule.
+        in_threads: Keras calls hooks at the end of a validation batch from other threads.
 
     Raises:
         LayerMatchError: the callback's `base` isn't part of the model.
     """
 
     def __init__(
-        self, callback: Any, model: Any, plan: Plan, epochs: int | None, *, early: bool = False
+        self,
+        callback: Any,
+        model: Any,
+        plan: Plan,
+        epochs: int | None,
+        *,
+        early: bool = False,
+        in_threads: bool = False,
     ):
         self.model = model
         self.plan = plan
         self.epochs = epochs
+        self.in_threads = in_threads
         self.reached = None if early else epochs  # stages from here on are never reached
         self.verbose = callback.verbose
         self.iterator = loop.epoch_iterator()
@@ -85,7 +94,17 @@ class Caching:
         self.test = None
         if self.server is not None:
             self.cache.feed("test", loop.evaluation_iterator(self.model))
-            self.test = ServedTest(self.model, self.cache)
+            self.test = ServedTest(self.model, self.cache, self._after_test_step)
+
+    def _after_test_step(self) -> None:
+        if self.in_threads:
+            self.wake_test_feed()
+
+    def wake_test_feed(self) -> None:
+        """The hooks of a validation batch are over: the next batch may be taken."""
+        feed = self.cache.feeds.get("test")
+        if feed is not None:
+            feed.wake()
 
     def arm_test(self) -> None:
         """The next step of the validation may be served."""

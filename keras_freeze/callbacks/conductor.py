@@ -72,8 +72,14 @@ class Conductor:
         )
         self.caching: Caching | None = None
         if cache is not None:
-            early = bool(self.stops)
-            self.caching = Caching(cache, model, self.plan, self.epochs, early=early)
+            self.caching = Caching(
+                cache,
+                model,
+                self.plan,
+                self.epochs,
+                early=bool(self.stops),
+                in_threads=loop.tests_in_threads(callback_list),
+            )
         # Flags can change between two steps only if another callback has hooks there.
         self.watched = loop.acting_hooks(callback_list, UNAWARE) if self.recompile else set()
 

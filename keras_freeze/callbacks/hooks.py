@@ -107,6 +107,9 @@ class Last(keras.callbacks.Callback):
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._settle_in_validation(loop.TEST_END_HOOKS)
+        caching = self.conductor.caching
+        if caching is not None and not caching.in_threads:
+            caching.wake_test_feed()
 
     def _settle_in_validation(self, hooks: tuple[str, ...]) -> None:
         if self.conductor.acts_in(hooks):

@@ -173,7 +173,7 @@ class FeatureCache:
             return
         feed = array_feed(iterator, self.backend.to_tensor)
         if feed is not None:
-            feed.put()
+            feed.put(rests=kind == "test")
             self.feeds[kind] = feed
             if kind == "train" and not self.store.rows:
                 self.store.expected = len(feed)

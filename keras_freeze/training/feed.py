@@ -52,21 +52,33 @@ class ArrayFeed:
         self.slots = np.full(len(self), -1, np.int64)
         self.is_new = np.zeros(len(self), bool)
         self.sample: tuple[Any, ...] | None = None
+        self.late: Any = None  # the class of the iterator while it pulls late
         self.others = self.inputs[1:]
         self.dataset = getattr(epoch_iterator, "_distributed_dataset", None)
 
     def __len__(self) -> int:
         return len(self.leaves[0])
 
-    def put(self) -> None:
-        """From the next epoch on, batches can be taken by row number."""
+    def put(self, *, rests: bool = False) -> None:
+        """From the next epoch on, batches can be taken by row number.
+
+        Args:
+            rests: on PyTorch, the iterator is one of ours for one batch at a time (see `wake`). The
+                model holds that of the validation, also after a `fit` that raised.
+        """
         take = self._in_order if self.has_plain_order else self._as_keras_does()
         if self.has_plain_order and self.dataset is not None:
             # TensorFlow goes on with what the arrays held at first
             self.others = keras.tree.map_structure(_copied, self.inputs[1:])
         self.epoch_iterator._get_iterator = lambda: FedBatches(self, take())
         if keras.backend.backend() == "torch":
-            self.epoch_iterator.__class__ = _pulling_late(type(self.epoch_iterator))
+            self.late = _pulling_late(type(self.epoch_iterator), rests)
+        self.wake()
+
+    def wake(self) -> None:
+        """On PyTorch, lets the next batch be taken by row number."""
+        if self.late is not None:
+            self.epoch_iterator.__class__ = self.late
 
     @cached_property
     def has_plain_order(self) -> bool:
@@ -103,6 +115,7 @@ class ArrayFeed:
     def put_back(self) -> None:
         """From the next epoch on, Keras makes the batches."""
         vars(self.epoch_iterator).pop("_get_iterator", None)
+        self.late = None
         if isinstance(self.epoch_iterator, _PullsLate):
             self.epoch_iterator.__class__ = self.epoch_iterator.before
 
@@ -209,10 +222,13 @@ class _PullsLate:
     """What a fed epoch iterator of PyTorch does in place of Keras'."""
 
     before: type
+    rests: bool
     _epoch_iterator: Iterator[Any]
     catch_stop_iteration: Callable[[], Any]
 
     def __next__(self) -> tuple[int, int, list[Batch]]:
+        if self.rests:
+            self.__class__ = self.before
         begin, end, batches = next(self._epoch_iterator)
         with self.catch_stop_iteration():
             if isinstance(batches, FedBatches):
@@ -221,10 +237,10 @@ class _PullsLate:
         raise StopIteration
 
 
-def _pulling_late(kind: Any) -> Any:
+def _pulling_late(kind: Any, rests: bool) -> Any:
     if issubclass(kind, _PullsLate):  # a `fit` that raised has left it so
         return kind
-    return type(kind.__name__, (_PullsLate, kind), {"before": kind})
+    return type(kind.__name__, (_PullsLate, kind), {"before": kind, "rests": rests})
 
 
 def numbered(data: Any) -> Iterator[Batch]:

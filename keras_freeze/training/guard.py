@@ -140,11 +140,13 @@ class ServedTest:
     Args:
         model: the model that is fitted.
         server: runs the step.
+        then: called after the step.
     """
 
-    def __init__(self, model: Model, server: Server):
+    def __init__(self, model: Model, server: Server, then: Callable[[], None]):
         self.model = model
         self.server = server
+        self.then = then
 
     def arm(self) -> None:
         """Lets the next step, and that alone, be served."""
@@ -156,4 +158,6 @@ class ServedTest:
         object.__setattr__(self.model, "test_function", self.own)
         if getattr(self.model, "history", None) is not self.fit:  # as in GuardedStep
             return self.own(*args)
-        return self.server.step("test", args, lambda: self.own)
+        logs = self.server.step("test", args, lambda: self.own)
+        self.then()
+        return logs

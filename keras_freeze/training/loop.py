@@ -127,6 +127,11 @@ def acting_hooks(callback_list: Any, known: tuple[type, ...]) -> set[str]:
     return {hook for hook in hooks if any(overrides(callback, hook) for callback in others)}
 
 
+def tests_in_threads(callback_list: Any) -> bool:
+    """True if Keras calls the hooks at the end of a validation batch from a pool of threads."""
+    return bool(callback_list._async_test)
+
+
 def overrides(callback: Any, hook: str) -> bool:
     """True if a callback has a hook of its own."""
     inherited = getattr(keras.callbacks.Callback, hook)
