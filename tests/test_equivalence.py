@@ -213,11 +213,14 @@ def test_keeps_a_loss_that_cannot_be_serialized():
 
 @pytest.mark.parametrize("mode", ["reset", "carry"])
 @pytest.mark.parametrize("kind", ["nested", "sequential", "flat"])
-@pytest.mark.parametrize("saved", [1, 2, 3], ids="after epoch {}".format)
+@pytest.mark.parametrize("saved", [1, 2, 3], ids=["1", "2", "3"])
 def test_a_saved_run_goes_on_as_if_it_was_never_interrupted(
     tmp_path: Path, kind: str, mode: str, saved: int
 ):
-    """In the middle of stage 0, at its end, and in the middle of stage 1."""
+    """In the middle of stage 0, at its end, and in the middle of stage 1.
+
+    But for the ages that "carry" counts in stage 1: a plain file has no place for them.
+    """
     run = {"batch_size": 4, "epochs": EPOCHS, "verbose": 0, "shuffle": False}
 
     def ours() -> list[Any]:
@@ -231,5 +234,6 @@ def test_a_saved_run_goes_on_as_if_it_was_never_interrupted(
     whole = model.fit(x, y, callbacks=[*ours(), keep], **run).history
     loaded = keras.models.load_model(tmp_path / f"{saved}.keras")
     rest = loaded.fit(x, y, initial_epoch=saved, callbacks=ours(), **run).history
-    exact = saved != 3 or mode == "reset"  # ages of "carry" aren't in a plain file
-    assert rest["loss"] == pytest.approx(whole["loss"][saved:], abs=0 if exact else 1e-2)
+    if saved < 3 or mode == "reset":
+        assert rest["loss"] == whole["loss"][saved:]
+    assert rest["trainable_params"] == whole["trainable_params"][saved:]

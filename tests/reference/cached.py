@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,8 +69,24 @@ def check(run: Run, *, exact: bool = True, passes: float | None = 1.0, **cache: 
     return cached.stats
 
 
-def compare(a: dict[str, Any], b: dict[str, Any], exact: bool) -> None:
+@functools.cache
+def place_counts() -> bool:
+    """True if a row's last bits depend on its place in the batch.
+
+    TensorFlow's kernels are so on CPUs with AVX2 and no AVX-512. There no cache can give the bits
+    of another order, and runs are compared within float rounding.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return False
+    base = builders.layer(builders.nested(), "base")
+    order = np.random.default_rng(1).permutation(8)
+    rows = [base.predict(x, batch_size=8, verbose=0) for x in (X[:8], X[:8][order])]
+    return not np.array_equal(rows[0][order], rows[1])
+
+
+def compare(a: dict[str, Any], b: dict[str, Any], exact: bool = True) -> None:
     assert list(a) == list(b)
+    exact = exact and not place_counts()
     for key in a:
         if exact:
             assert np.array_equal(a[key], b[key]), key
