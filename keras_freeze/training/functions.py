@@ -186,7 +186,7 @@ def keep_order(model: Model, order: dict[str, list[Any]]) -> None:
 
     def sync_in_order() -> None:
         model.__dict__.pop("jax_state_sync", None)
-        state = model._jax_state
+        state = getattr(model, "_jax_state", None)  # none before the first step
         if state and not model._jax_state_synced:
             for kind, variables in order.items():
                 for variable, value in zip(variables, state.get(kind) or (), strict=False):
