@@ -6,32 +6,36 @@ from typing import Any
 
 from shown import DATA, load, table
 
-BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+RUNS = {
+    "tensorflow": "TensorFlow, CPU",
+    "jax": "JAX, CPU",
+    "torch": "PyTorch, CPU",
+    "jax_gpu": "JAX, H100",
+    "torch_gpu": "PyTorch, H100",
+}
 
 
 def _files() -> dict[str, Any]:
-    """What was measured, by backend."""
-    names = {backend: f"zoo_{backend}.json" for backend in BACKENDS}
-    return {backend: load(name) for backend, name in names.items() if (DATA / name).exists()}
+    """What was measured, by backend and device."""
+    names = {run: f"zoo_{run}.json" for run in RUNS}
+    return {run: load(name) for run, name in names.items() if (DATA / name).exists()}
 
 
 def summary() -> str:
     """How many models were as they should be, on each backend."""
     parts = []
-    for backend, found in _files().items():
+    for run, found in _files().items():
         right = sum(not row["wrong"] for row in found["rows"])
-        parts.append(f"{right} of {len(found['rows'])} on {BACKENDS[backend]}")
+        parts.append(f"{right} of {len(found['rows'])} ({RUNS[run]})")
     keras = next(iter(_files().values()))["keras"]
     return f"As they should be, with Keras {keras}: {', '.join(parts)}."
 
 
 def zoo() -> str:
     """A row for each model."""
-    files = {
-        backend: {row["model"]: row for row in found["rows"]} for backend, found in _files().items()
-    }
+    files = {run: {row["model"]: row for row in found["rows"]} for run, found in _files().items()}
     names = list(dict.fromkeys(name for rows in files.values() for name in rows))
-    head = ["model", "base", "blocks", "cut", *(BACKENDS[backend] for backend in files)]
+    head = ["model", "base", "blocks", "cut", *(RUNS[run] for run in files)]
     lines = []
     for name in names:
         rows = [rows.get(name) for rows in files.values()]
