@@ -81,7 +81,7 @@ class Last(keras.callbacks.Callback):
         self.conductor.show()  # below "Epoch 3/20", above the bar
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if batch == 0 or self.conductor.watched:
+        if batch == 0 or self.conductor.acts_in(loop.TRAIN_HOOKS):
             self.conductor.settle(
                 f"from step {batch + 1} of epoch {self.conductor.clock.epoch + 1}"
             )

@@ -97,12 +97,10 @@ class Flow:
     Attributes:
         units: those that an output depends on.
         ends: those that give an output of the model.
-        is_known: False if the order of the layers is only assumed.
     """
 
     units: list[Unit]
     ends: set[Unit]
-    is_known: bool = True
 
     @property
     def weighted(self) -> list[Unit]:
@@ -163,7 +161,7 @@ def _in_order(tree: LayerTree) -> Flow:
     for unit, following in itertools.pairwise(units):
         unit.after.add(following)
         following.before.add(unit)
-    return Flow(units, set(units[-1:]), is_known=False)
+    return Flow(units, set(units[-1:]))
 
 
 def _trace(tree: LayerTree) -> Flow | None:
