@@ -58,3 +58,31 @@ def test_the_value_of_a_variable(dtype: str, trainable: bool):
 
 def test_a_rate_that_is_a_plain_number_keeps_its_digits():
     assert float(to_numpy(0.1)) == 0.1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
+@pytest.mark.parametrize("dtype", ["int64", "float64"])
+def test_inputs_of_64_bits(dtype: str, eager: bool):
+    """Ids of tokens are such; JAX has numbers of 32 bits and warns where others are asked for."""
+    x = np.arange(96).reshape(16, 6).astype(dtype)
+    y = np.zeros((16, 1), "float32")
+
+    class Batches(keras.utils.PyDataset):
+        """Arrays that `fit` gets as they are: it turns those in its own arguments to 32 bits."""
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+            return x[place * 8 : place * 8 + 8], y[place * 8 : place * 8 + 8]
+
+    base = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)], name="base")
+    model = keras.Sequential([keras.Input((6,)), base, keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=eager)
+    cache = keras_freeze.BottleneckCache(verbose=0)
+    model.fit(
+        Batches(), epochs=2, verbose=0, callbacks=[keras_freeze.FreezeBase(base, verbose=0), cache]
+    )
+    assert cache.stats.enabled, cache.stats.reason
+    assert cache.stats.hits == 16

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.part import Features, GraphPart, WholePart
-from keras_freeze.graph.program import version_of
+from keras_freeze.graph.program import as_called, is_of_keras, version_of
 from keras_freeze.graph.tree import has_added_losses
 
 Model = Any
@@ -97,6 +98,7 @@ class Tap:
 
     def features(self, x: Any, training: bool) -> Features:
         """Runs the model up to the container, and the prefix in it."""
+        x = as_called(self.model, x)
         self._now.job = self._job(x, None)
         try:
             self.model(x, **({"training": training} if self.knows_training else {}))
@@ -169,10 +171,13 @@ class Tap:
     def _step(self, kind: str) -> Callable[..., Any]:
         """The model's own step, on a batch that brings its features along."""
         step = getattr(self.model, f"{kind}_step")
+        is_stock = is_of_keras(step)
 
         def served(*arguments: Any) -> Any:
             *state, (features, x, y, sample_weight) = arguments
             x = self.shown(features, x)
+            if is_stock:
+                x = as_called(self.model, x)  # a step of the user's sees the batch as it is
             self._now.job = self._job(x, features)
             try:
                 done = step(*state, keras.utils.pack_x_y_sample_weight(x, y, sample_weight))
@@ -200,7 +205,9 @@ class Tap:
             leaves[str(place)]
             if str(place) in leaves
             else keras.ops.broadcast_to(
-                keras.ops.zeros((1,) * (len(shape) + 1), dtype), (rows, *shape)
+                # JAX warns where it is asked for zeros of 64 bits, not where it is given some.
+                keras.ops.convert_to_tensor(np.zeros((1,) * (len(shape) + 1), dtype)),
+                (rows, *shape),
             )
             for place, (shape, dtype) in enumerate(shapes)
         ]

@@ -2,7 +2,8 @@
 
 Private names of functional models used here were tried on Keras 3.12.0 and 3.15.1:
 `_functional` (of Sequential), `_nodes_by_depth`, `_inputs_struct`, `_standardize_inputs`,
-`_call_context_args`, and `get_keras_mask`, `set_keras_mask` of the module behind `Layer`.
+`_call_context_args`, `_convert_input_args`, and `get_keras_mask`, `set_keras_mask` of the module
+behind `Layer`.
 """
 
 from __future__ import annotations
@@ -108,6 +109,19 @@ def version_of(tensor: Tensor) -> Any:
     return getattr(tensor, "_version", None)
 
 
+def as_called(layer: Layer, inputs: Any) -> Any:
+    """Returns inputs as `layer.__call__` hands them to `call`: tensors of the layer's dtype.
+
+    What is so already is returned itself, not a copy. Functional models take what comes.
+    """
+    if not layer._convert_input_args:
+        return inputs
+    return keras.tree.map_structure(
+        lambda leaf: layer.dtype_policy.convert_input(leaf, layer.autocast, layer.input_dtype),
+        inputs,
+    )
+
+
 def read_program(model: Layer) -> Program | None:
     """Returns the program of a functional or Sequential model; None of any other.
 
@@ -157,7 +171,7 @@ def _graph(model: Layer) -> Any:
 
 def _is_plain(layer: Layer) -> bool:
     """True if all that `layer` does when it is called is to run its graph."""
-    return _runs_its_graph(layer) and _is_of_keras(type(layer).__call__)
+    return _runs_its_graph(layer) and is_of_keras(type(layer).__call__)
 
 
 def _runs_its_graph(layer: Layer) -> bool:
@@ -166,10 +180,11 @@ def _runs_its_graph(layer: Layer) -> bool:
         return False
     if not hasattr(_graph(layer), "_nodes_by_depth") or layer.activity_regularizer is not None:
         return False
-    return _is_of_keras(type(layer).call) and "call" not in vars(layer)
+    return is_of_keras(type(layer).call) and "call" not in vars(layer)
 
 
-def _is_of_keras(method: Any) -> bool:
+def is_of_keras(method: Any) -> bool:
+    """True if Keras wrote it, not the user."""
     return str(method.__module__).split(".")[0] == "keras"
 
 
