@@ -103,6 +103,7 @@ def runs(draw: st.DrawFn) -> Run:
         common=common,
         halving=draw(st.sampled_from([0, 3])),
         rates=draw(st.dictionaries(later, st.sampled_from([2.0**-4, 2.0**-8]), max_size=1)),
+        base_rates=draw(st.dictionaries(later, st.sampled_from([2.0**-7, 2.0**-10]), max_size=2)),
         decays=draw(st.dictionaries(later, st.sampled_from([0.5, 1.0, 0.75]), max_size=2)),
         warmups=draw(st.dictionaries(later, st.sampled_from([1, 2, 8]), max_size=2)),
         steps=draw(st.integers(1, 3)),
@@ -131,7 +132,7 @@ def test_equals_plain_numpy_when_compiled(name):
 @pytest.mark.parametrize("name", HYPER)
 def test_rates_by_layer_and_slow_beginnings_equal_plain_numpy(name):
     """Every optimizer, compiled; the warm-up outlasts the stage."""
-    paces = {"decays": {1: 0.5, 3: 0.75}, "warmups": {1: 8, 2: 2}}
+    paces = {"decays": {1: 0.5, 3: 0.75}, "warmups": {1: 8, 2: 2}, "base_rates": {2: 2.0**-8}}
     common = {} if name == "AdamW" else {"weight_decay": 2.0**-5}
     trainable = [HEAD, {"b1", "head"}, {"b0", "b1", "head"}, {"b0", "b1", "head"}]
     check(run_of(name, trainable, common=common, eager=False, **paces))

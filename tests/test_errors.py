@@ -159,7 +159,8 @@ def test_a_model_that_has_no_layers_or_weights_yet(case: str):
 
 SCHEDULE_FORMS = ("`schedule`", "{epoch: selector or Stage}", "a list of Stage")
 KEYS = (
-    "at, unfreeze, freeze, learning_rate, layer_decay, warmup_steps, optimizer, restore_best, name",
+    "at, unfreeze, freeze, learning_rate, base_learning_rate, layer_decay, warmup_steps, "
+    "optimizer, restore_best, name",
 )
 
 BAD_SCHEDULES = {

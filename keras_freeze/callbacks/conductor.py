@@ -278,7 +278,7 @@ class Conductor:
         return {
             "stage": self.clock.number,
             "trainable_params": count_params(self.model.trainable_variables),
-            **rates.log_rates(self.model.optimizer),
+            **self.rating.logs(),
         }
 
     def show(self) -> None:
@@ -320,5 +320,13 @@ class Conductor:
         self, title: str, when: str, before: dict[int, str], optimizer_did: str, base: str = ""
     ) -> StageReport:
         return stage_report(
-            self.model, self.plan.tree, title, when, before, self.trainable, optimizer_did, base
+            self.model,
+            self.plan.tree,
+            title,
+            when,
+            before,
+            self.trainable,
+            self.rating.logs(),
+            optimizer_did,
+            base,
         )

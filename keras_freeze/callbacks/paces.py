@@ -16,23 +16,39 @@ from keras_freeze.training.paces import FULL, Pace
 Paces = dict[int, Pace]  # by the id of the variable
 
 
-def paces_of(plan: Plan, number: int, resets: Callable[[Stage], bool]) -> Paces:
+def paces_of(
+    plan: Plan,
+    number: int,
+    resets: Callable[[Stage], bool],
+    share: Callable[[Any], float | None],
+) -> Paces:
     """Returns the paces that a stage asks for, warm-up aside; full speed is left out.
+
+    With a rate of the base's own, that is the rate of its block next to the head; without one, the
+    head's is the rate from which `layer_decay` goes down.
 
     Args:
         plan: of the fit.
         number: of the stage.
         resets: whether a stage begins with the optimizer as new.
+        share: of the rate, for a variable of the base; None = it has no rate of its own.
     """
     decay = None
     for earlier in range(1, number + 1):
         stage = plan.stage(earlier)
         if stage is not None and (stage.layer_decay is not None or resets(stage)):
             decay = stage.layer_decay
-    if decay is None:
-        return {}
-    depths = {key: depth for base in plan.bases for key, depth in depths_in(base).items()}
-    return {key: Pace(decay**depth) for key, depth in depths.items() if decay**depth < 1}
+    paces: Paces = {}
+    for base in plan.bases:
+        depths = depths_in(base) if decay is not None else {}
+        for variable in [v for leaf in base.leaves for v in own_variables(leaf)]:
+            part, depth = share(variable), depths.get(id(variable), 0)
+            if part is not None:
+                depth = max(0, depth - 1)
+            scale = (1.0 if part is None else part) * (decay or 1.0) ** depth
+            if scale != 1:
+                paces[id(variable)] = Pace(scale)
+    return paces
 
 
 def depths_in(base: Base) -> dict[int, int]:

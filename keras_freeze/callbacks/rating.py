@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_freeze.callbacks.paces import Paces, paces_of, still_rising, warmed_up
 from keras_freeze.callbacks.plan import Plan
+from keras_freeze.schedule.stage import Stage
 from keras_freeze.training import optimizer, rates
 
 
@@ -31,6 +32,10 @@ class Rating:
         self.set_now: Any = None  # by the stage that begins, until others have acted
         self.has_told = False
         compiled = rates.original_rates(model.optimizer)
+        self.shares: rates.Shares = [None] * len(compiled)
+        self.has_base_rates = any(
+            stage.base_learning_rate is not None for stage in plan.schedule or ()
+        )
         self._after(range(1, len(plan.schedule or ()) + 1), compiled, compiled)
 
     def set_rates(self, number: int, before: int) -> bool:
@@ -45,8 +50,10 @@ class Rating:
             True if the step functions must be made anew.
         """
         original = self.original()
+        if before < 0:  # a callback may have put another optimizer into the model
+            self.shares = [None] * len(original)
         now = original if before < 0 else rates.rates_of(self.model.optimizer)
-        wanted = self._after(range(max(before, 0) + 1, number + 1), now, original)
+        wanted, self.shares = self._after(range(max(before, 0) + 1, number + 1), now, original)
         made = rates.rates_of(self.model.optimizer) != wanted
         made = made and rates.set_rates(self.model.optimizer, wanted)
         stage = self.plan.stage(number)
@@ -54,13 +61,22 @@ class Rating:
             self.set_now = rates.rates_of(self.model.optimizer)
         return made
 
-    def _after(self, numbers: range, now: list[Any], original: list[Any]) -> list[Any]:
+    def _after(
+        self, numbers: range, now: list[Any], original: list[Any]
+    ) -> tuple[list[Any], rates.Shares]:
+        """The rates after some stages, and the base's shares of them."""
+        shares = self.shares
         for number in numbers:
             stage = self.plan.stage(number)
             if stage is not None:
-                now = original if self.mode(stage) == "reset" else now
-                now = rates.changed(now, stage.learning_rate, f"{stage.title(number)}: {stage!r}")
-        return now
+                now, shares = stage_rates(
+                    stage, number, now, shares, original, resets=self.mode(stage) == "reset"
+                )
+        return now, shares
+
+    def logs(self) -> dict[str, float]:
+        """The rates now; that of the base in all epochs, if any stage gives it one of its own."""
+        return rates.log_rates(self.model.optimizer, self.shares if self.has_base_rates else None)
 
     def original(self) -> list[Any]:
         """The rates that were compiled, or set since; read after every `on_train_begin`."""
@@ -97,7 +113,13 @@ class Rating:
         """
         if self.plan.schedule is None:
             return {}
-        paces = paces_of(self.plan, number, lambda stage: self.mode(stage) == "reset")
+        shares = optimizer.by_variable(self.model.optimizer, self.shares)
+        paces = paces_of(
+            self.plan,
+            number,
+            lambda stage: self.mode(stage) == "reset",
+            lambda variable: shares.get(id(variable)),
+        )
         passed = range(before + 1 if before >= 0 else number, number + 1)
         if before >= 0 and all(self.mode(self.plan.stage(each)) == "carry" for each in passed):
             paces = still_rising(paces, now)
@@ -108,6 +130,36 @@ class Rating:
                 updates = optimizer.updates_of(self.model.optimizer)
                 paces = warmed_up(paces, thawed, stage.warmup_steps, updates)
         return paces
+
+
+def stage_rates(
+    stage: Stage,
+    number: int,
+    now: list[Any],
+    shares: rates.Shares,
+    original: list[Any],
+    *,
+    resets: bool,
+) -> tuple[list[Any], rates.Shares]:
+    """Returns the rates of a stage, and the base's shares of them.
+
+    Args:
+        stage: the stage.
+        number: of it.
+        now: the rates before it.
+        shares: those before it.
+        original: the rates that were compiled.
+        resets: whether the stage begins with the optimizer as new.
+
+    Raises:
+        ScheduleError: it asks for a part of a rate that is no number, or for a rate of the base
+            beside one that begins at 0.
+    """
+    title = f"{stage.title(number)}: {stage!r}"
+    if resets:
+        now, shares = original, [None] * len(original)
+    now = rates.changed(now, stage.learning_rate, title)
+    return now, rates.base_shares(shares, stage.base_learning_rate, now, title)
 
 
 def _shown(rates_now: list[Any]) -> str:

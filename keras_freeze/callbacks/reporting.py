@@ -7,7 +7,6 @@ from typing import Any
 from keras_freeze.callbacks.plan import Plan
 from keras_freeze.graph.tree import LayerTree, adapters, count_params, own_variables
 from keras_freeze.report.lines import StageReport, base_line
-from keras_freeze.training import rates
 from keras_freeze.training.trainable import flags_now
 
 
@@ -38,6 +37,7 @@ def stage_report(
     when: str,
     before: dict[int, str],
     now: dict[int, str],
+    rates: dict[str, float],
     optimizer_did: str,
     base: str,
 ) -> StageReport:
@@ -50,6 +50,7 @@ def stage_report(
         when: it begins.
         before: the trainable layers of the stage before it, as `trainable_layers` gives them.
         now: those of this stage.
+        rates: as the logs have them.
         optimizer_did: what happened to the optimizer.
         base: what the base is, "" if it was said before.
     """
@@ -61,7 +62,7 @@ def stage_report(
         frozen=[name for key, name in before.items() if key not in now],
         trainable_params=trainable,
         frozen_params=int(model.count_params()) - trainable,
-        rates=rates.log_rates(model.optimizer),
+        rates=rates,
         optimizer=optimizer_did,
         base=base,
         adapters=sum(any(v.trainable for v in adapters(leaf)) for leaf in tree.leaves),

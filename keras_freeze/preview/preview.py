@@ -19,8 +19,9 @@ class Preview(list[Row]):
 
     Keys of a row: `stage` (its number), `name`, `begins` (an epoch or a `Plateau`), `epochs` and
     `steps` (None where a trigger decides), `thawed` and `frozen` (names of layers),
-    `trainable_params` and `frozen_params`, `learning_rate` (of the optimizer) and `lowest_rate` (of
-    the layer that gets the least), `warmup_steps`, `optimizer_bytes` (of all slots), `cut` (the
+    `trainable_params` and `frozen_params`, `learning_rate` (of the optimizer), `base_learning_rate`
+    (the same, unless a stage gives the base one of its own) and `lowest_rate` (of the layer that
+    gets the least), `warmup_steps`, `optimizer_bytes` (of all slots), `cut` (the
     layers whose outputs a cache would keep), `row_bytes` and `cache_bytes` (of one image, and of
     all), `work` and `work_cached` (floating point operations of a step without and with a cache,
     behind its first pass, as a share of training the whole model). None = not known.
@@ -117,10 +118,11 @@ def _layers(row: Row) -> str:
 
 
 def _rate(row: Row) -> str:
-    rate, lowest = row["learning_rate"], row["lowest_rate"]
+    rate, base, lowest = row["learning_rate"], row["base_learning_rate"], row["lowest_rate"]
     if not isinstance(rate, float):
         return "-" if rate is None else type(rate).__name__
-    text = f"{rate:.4g}" + (f" to {lowest:.4g}" if lowest < rate else "")
+    text = f"{rate:.4g}" + (f", base {base:.4g}" if base != rate else "")
+    text += f" to {lowest:.4g}" if lowest < min(base, rate) else ""
     return text + (f", warm-up {row['warmup_steps']} steps" if row["warmup_steps"] else "")
 
 

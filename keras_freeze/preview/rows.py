@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_freeze.callbacks.paces import paces_of
 from keras_freeze.callbacks.plan import Plan, make_plan
+from keras_freeze.callbacks.rating import stage_rates
 from keras_freeze.errors import FreezeError, ScheduleError
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.budget import row_bytes
@@ -48,11 +49,12 @@ def stage_rows(
     optimizer = getattr(model, "optimizer", None)  # none before `compile`
     now = rates.original_rates(optimizer) if optimizer is not None else None
     original, rows = now, []
+    shares: rates.Shares = [None] * len(now or ())
     for number in range(len(schedule) + 1):
         stage = plan.stage(number)
         if stage is not None and now is not None and original is not None:
-            now = original if _resets(schedule, stage) else now
-            now = rates.changed(now, stage.learning_rate, f"{stage.title(number)}: {stage!r}")
+            resets = _resets(schedule, stage)
+            now, shares = stage_rates(stage, number, now, shares, original, resets=resets)
         rows.append(
             {
                 "stage": number,
@@ -60,7 +62,7 @@ def stage_rows(
                 "begins": stage.at if stage is not None else 0,
                 **_length(schedule, number, epochs, steps_per_epoch),
                 **_layers(plan, number),
-                **_rates(plan, number, now),
+                **_rates(plan, number, now, shares),
                 **_memory(plan, number, optimizer),
                 **_work(plan, number, model, epochs, images),
             }
@@ -110,18 +112,26 @@ def _layers(plan: Plan, number: int) -> Row:
     }
 
 
-def _rates(plan: Plan, number: int, now: list[Any] | None) -> Row:
-    """The rate of the optimizer, and that of the slowest layer that trains."""
+def _rates(plan: Plan, number: int, now: list[Any] | None, base_shares: rates.Shares) -> Row:
+    """The rates of the optimizer and of the base, and that of the slowest layer that trains."""
     rate = now[0] if now is not None and len(now) == 1 else now
+    share = base_shares[0] if len(base_shares) == 1 else None
     schedule = plan.schedule
     assert schedule is not None
-    paces = paces_of(plan, number, lambda stage: _resets(schedule, stage))
+    paces = paces_of(plan, number, lambda stage: _resets(schedule, stage), lambda _: share)
     learning = _trained(plan, number)
     shares = [paces[id(v)].scale if id(v) in paces else 1.0 for v in learning]
-    lowest = rate * min(shares) if isinstance(rate, float) and shares else rate
+    base, lowest = rate, rate
+    if isinstance(rate, float):
+        base = rate if share is None else rate * share
+        lowest = rate * min(shares, default=1.0)
     stage = plan.stage(number)
-    warmup = stage.warmup_steps if stage is not None else 0
-    return {"learning_rate": rate, "lowest_rate": lowest, "warmup_steps": warmup}
+    return {
+        "learning_rate": rate,
+        "base_learning_rate": base,
+        "lowest_rate": lowest,
+        "warmup_steps": stage.warmup_steps if stage is not None else 0,
+    }
 
 
 def _memory(plan: Plan, number: int, optimizer: Any) -> Row:

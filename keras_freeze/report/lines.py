@@ -20,7 +20,7 @@ class StageReport:
         frozen: names of the layers with weights that were frozen.
         trainable_params: number of trainable scalars now.
         frozen_params: number of the other scalars.
-        rates: `{"learning_rate": rate}`.
+        rates: `{"learning_rate": rate}`, and `"base_learning_rate"` if it has one of its own.
         optimizer: what happened to the optimizer, "" if nothing.
     """
 
@@ -49,7 +49,10 @@ class StageReport:
         if self.adapters:
             lines.append(f"  adapters       LoRA, trainable in {counted(self.adapters)}")
         for name, rate in self.rates.items():
-            lines.append(f"  {name.replace('_', ' '):<14} {rate:.6g}")
+            if name.startswith("learning_rate"):
+                own = self.rates.get(f"base_{name}", rate)
+                of_base = f", base {own:.6g}" if own != rate else ""
+                lines.append(f"  {name.replace('_', ' '):<14} {rate:.6g}{of_base}")
         if self.optimizer:
             lines.append(f"  optimizer      {self.optimizer}")
         return "\n".join(lines)

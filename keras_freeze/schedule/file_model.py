@@ -103,6 +103,12 @@ Rate = Annotated[
 ]
 
 
+BaseRate = Annotated[
+    Annotated[float, Field(gt=0), Tag("[number]")] | Annotated[Factor, Tag("[factor]")],
+    Discriminator(lambda value: "[factor]" if isinstance(value, Mapping) else "[number]"),
+]
+
+
 class Changes(Strict):
     """What changes when a stage begins: the arguments of `Stage` but for `at`."""
 
@@ -111,6 +117,9 @@ class Changes(Strict):
     learning_rate: Rate | None = Field(
         None,
         description="a number above 0, {factor: 0.1}, or a mapping with class_name and config",
+    )
+    base_learning_rate: BaseRate | None = Field(
+        None, description="a number above 0, or {factor: 0.1}, a part of `learning_rate`"
     )
     layer_decay: float | None = Field(
         None, gt=0, le=1, description="a number above 0, at most 1, such as 0.8"

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from keras_freeze.errors import FreezeError, ScheduleError, closest, shown
-from keras_freeze.schedule.file_model import Entry, Plan, Trigger, WhenOver, rate_model
+from keras_freeze.schedule.file_model import Entry, Factor, Plan, Trigger, WhenOver, rate_model
 from keras_freeze.schedule.plateau import MODES, Plateau
 from keras_freeze.schedule.schedule import SETTINGS, Schedule
 from keras_freeze.schedule.source import Path, Source
@@ -161,6 +161,8 @@ class _Written:
         }
         if path[2:] == ("learning_rate",):
             return rate_model(self._value(path))
+        if path[2:] == ("base_learning_rate",):
+            return Factor
         return models.get(path[2:], Entry)
 
     def _value(self, path: Path) -> Any:

@@ -20,9 +20,12 @@ from keras_freeze.schedule.stage import Stage, check_at
 Blocks = list[list[Layer]]
 
 
-def two_phase(unfreeze: Any, start: int | Plateau, learning_rate: Any) -> list[Stage]:
+def two_phase(
+    unfreeze: Any, start: int | Plateau, learning_rate: Any, base_learning_rate: Any
+) -> list[Stage]:
     """Feature extraction, then fine-tuning: `Schedule.two_phase`."""
-    return [Stage(start, unfreeze, learning_rate=learning_rate, name="fine-tuning")]
+    rates = {"learning_rate": learning_rate, "base_learning_rate": base_learning_rate}
+    return [Stage(start, unfreeze, **rates, name="fine-tuning")]
 
 
 def lp_ft(start: int | Plateau, learning_rate: Any) -> list[Stage]:

@@ -170,7 +170,12 @@ class Schedule:
 
     @classmethod
     def two_phase(
-        cls, unfreeze: Any = "all", *, start: int | Plateau = 10, learning_rate: Any = 1e-5
+        cls,
+        unfreeze: Any = "all",
+        *,
+        start: int | Plateau = 10,
+        learning_rate: Any = 1e-5,
+        base_learning_rate: Any = None,
     ) -> Schedule:
         """Feature extraction on the frozen base, then fine-tuning at a low rate.
 
@@ -180,12 +185,13 @@ class Schedule:
             unfreeze: what is fine-tuned, a selector.
             start: the epoch, or the `Plateau`, at which fine-tuning begins.
             learning_rate: of the fine-tuning, as in `Stage`.
+            base_learning_rate: of the base in it, as in `Stage`.
 
         Examples:
             >>> Schedule.two_phase("block5_*", start=5)
             Schedule([Stage(at=5, unfreeze='block5_*', learning_rate=1e-05, name='fine-tuning')])
         """
-        return cls(presets.two_phase(unfreeze, start, learning_rate))
+        return cls(presets.two_phase(unfreeze, start, learning_rate, base_learning_rate))
 
     @classmethod
     def lp_ft(cls, *, start: int | Plateau | None = None, learning_rate: Any = None) -> Schedule:

@@ -42,10 +42,16 @@ class Stage:
             `{"factor": 0.1}`: that many times the rate before; `None` leaves the rate alone. A
             schedule is called with `optimizer.iterations`, which goes on
             counting over the stages with `optimizer="carry"` and begins at 0 with `"reset"`.
+        base_learning_rate: the rate with which the base begins: a float, or `{"factor": 0.01}` for
+            a part of `learning_rate`. From then on it keeps its ratio to `learning_rate`, whatever
+            changes that (a later stage, a Keras schedule, `ReduceLROnPlateau`), until a stage sets
+            another one, or resets the optimizer. `None` leaves the ratio alone, which is 1 at
+            first. Beside a `LearningRateSchedule`, it is the ratio to the schedule's first value.
         layer_decay: above 0, at most 1: each block of the base, counted from the head, learns at
             this many times the rate of the one before it (0.38, that is 1/2.6: ULMFiT; 0.8 for
-            deep ones); what lies outside the base learns at the full rate. It holds until a stage
-            sets another one, or resets the optimizer. `None` leaves it alone.
+            deep ones); what lies outside the base learns at the full rate. With a
+            `base_learning_rate`, that is the rate of the block next to the head. It holds until a
+            stage sets another one, or resets the optimizer. `None` leaves it alone.
         warmup_steps: the layers that this stage thaws begin slowly: update i of so many gets i /
             `warmup_steps` of the rate. The others are not slowed down. It goes on over the end of
             the stage, but not into another `fit`.
@@ -70,6 +76,7 @@ class Stage:
     unfreeze: Any = None
     freeze: Any = None
     learning_rate: Any = None
+    base_learning_rate: Any = None
     layer_decay: float | None = None
     warmup_steps: int = 0
     optimizer: str | None = None
@@ -83,6 +90,7 @@ class Stage:
         freeze: Any = None,
         *,
         learning_rate: Any = None,
+        base_learning_rate: Any = None,
         layer_decay: float | None = None,
         warmup_steps: int = 0,
         optimizer: str | None = None,
@@ -96,6 +104,7 @@ class Stage:
             "unfreeze": unfreeze,
             "freeze": freeze,
             "learning_rate": _check_rate(learning_rate),
+            "base_learning_rate": _check_base_rate(base_learning_rate),
             "layer_decay": _check_decay(layer_decay),
             "warmup_steps": _check_steps(warmup_steps),
             "optimizer": optimizer,
@@ -138,7 +147,8 @@ class Stage:
         if not self._given(fields(self)[1:]):
             raise ScheduleError(
                 f"Stage(at={self.at}) changes nothing. Give it `unfreeze`, `freeze`, "
-                "`learning_rate`, `layer_decay`, `optimizer`, `restore_best` or at least a `name`."
+                "`learning_rate`, `base_learning_rate`, `layer_decay`, `optimizer`, `restore_best` "
+                "or at least a `name`."
             )
         if self.warmup_steps and self.unfreeze is None:
             raise ScheduleError(
@@ -253,14 +263,36 @@ def check_at(at: Any) -> int | Plateau:
 def _check_rate(rate: Any) -> Any:
     if rate is None or isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return rate
-    factor = rate["factor"] if isinstance(rate, Mapping) and [*rate] == ["factor"] else None
-    number = _positive(rate if factor is None else factor)
-    if number is not None:
-        return number if factor is None else {"factor": number}
+    checked = _number_or_factor(rate)
+    if checked is not None:
+        return checked
     raise ScheduleError(
         "`learning_rate` must be a float above 0, a LearningRateSchedule, or {'factor': 0.1} for a "
         f"part of the rate before. Received: learning_rate={shown(rate)}"
     )
+
+
+def _check_base_rate(rate: Any) -> Any:
+    checked = _number_or_factor(rate)
+    if rate is None or checked is not None:
+        return checked
+    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    hint = (
+        " The base follows a schedule given as `learning_rate`, at its own ratio."
+        if schedule
+        else ""
+    )
+    raise ScheduleError(
+        "`base_learning_rate` must be a float above 0, or {'factor': 0.1} for a part of "
+        f"`learning_rate`.{hint} Received: base_learning_rate={shown(rate)}"
+    )
+
+
+def _number_or_factor(rate: Any) -> float | dict[str, float] | None:
+    """A float above 0, or `{"factor": such a float}`; None if it is neither."""
+    factor = rate["factor"] if isinstance(rate, Mapping) and [*rate] == ["factor"] else None
+    number = _positive(rate if factor is None else factor)
+    return number if number is None or factor is None else {"factor": number}
 
 
 def _check_decay(decay: Any) -> float | None:

@@ -62,6 +62,20 @@ def updates_of(optimizer: Optimizer) -> dict[int, int]:
     return counts
 
 
+def by_variable(optimizer: Optimizer, values: list[Any]) -> dict[int, Any]:
+    """Returns the value of each variable's optimizer, by the variable's id.
+
+    Args:
+        optimizer: a Keras optimizer, built.
+        values: one for each of `leaves(optimizer)`.
+    """
+    return {
+        id(variable): value
+        for member, value in zip(leaves(optimizer), values, strict=True)
+        for variable in member._trainable_variables
+    }
+
+
 def rebuild(
     optimizer: Optimizer, variables: list[Variable], mode: str, *, in_fit: bool = True
 ) -> Callable[[], None]:

@@ -18,6 +18,7 @@ from keras_freeze.training.values import to_numpy
 
 Optimizer = Any
 Rate = Any  # a float, a LearningRateSchedule or a callable
+Shares = list[float | None]  # of the base, one for each rate
 
 # {optimizer: (the rate before a schedule of ours changed it, the rate that we set last)}
 _CHANGED: weakref.WeakKeyDictionary[Optimizer, tuple[list[Rate], list[Rate]]]
@@ -59,6 +60,39 @@ def changed(now: list[Rate], wanted: Any, stage: str) -> list[Rate]:
     return [rate * wanted["factor"] for rate in now]
 
 
+def base_shares(now: Shares, wanted: Any, of: list[Rate], stage: str) -> Shares:
+    """Returns which share of each rate the base gets in a stage; None = none was asked for.
+
+    Args:
+        now: before it.
+        wanted: a rate of the base, `{"factor": 0.1}`, or None.
+        of: the rates of the stage.
+        stage: for the message.
+
+    Raises:
+        ScheduleError: a rate of the base beside one that begins at 0.
+    """
+    if wanted is None:
+        return now
+    if isinstance(wanted, Mapping):
+        return [wanted["factor"]] * len(of)
+    first = [_first(rate) for rate in of]
+    if not all(first):
+        raise ScheduleError(
+            f"{stage} asks for base_learning_rate={wanted}, which is kept as a part of "
+            f"`learning_rate`, but that begins at 0: {of}. Write the part itself, such as "
+            "base_learning_rate={'factor': 0.1}."
+        )
+    return [wanted / rate for rate in first]
+
+
+def _first(rate: Rate) -> float:
+    """The rate with which a schedule begins; another one's value now."""
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return float(to_numpy(rate(0)))
+    return float(to_numpy(rate() if callable(rate) else rate))
+
+
 def set_rates(optimizer: Optimizer, rates: list[Rate]) -> bool:
     """Sets the rates; True if the step functions must be made anew (a schedule came or went)."""
     original = original_rates(optimizer)
@@ -73,15 +107,20 @@ def keep_original(optimizer: Optimizer, original: list[Rate]) -> None:
         _CHANGED[optimizer] = (original, rates_of(optimizer))
 
 
-def log_rates(optimizer: Optimizer) -> dict[str, float]:
-    """Returns `{"learning_rate": rate now}`; under a MultiOptimizer one entry for each."""
+def log_rates(optimizer: Optimizer, shares: Shares | None = None) -> dict[str, float]:
+    """Returns `{"learning_rate": rate now}`; under a MultiOptimizer one entry for each.
+
+    Args:
+        optimizer: of the model.
+        shares: of the base: adds `"base_learning_rate"`.
+    """
     members = leaves(optimizer)
-    return {
-        "learning_rate" if len(members) == 1 else f"learning_rate_{member.name}": float(
-            to_numpy(member.learning_rate)
-        )
-        for member in members
-    }
+    names = ["" if len(members) == 1 else f"_{member.name}" for member in members]
+    now = [float(to_numpy(member.learning_rate)) for member in members]
+    logs = {f"learning_rate{name}": rate for name, rate in zip(names, now, strict=True)}
+    for name, rate, part in zip(names, now, shares or (), strict=shares is not None):
+        logs[f"base_learning_rate{name}"] = rate if part is None else rate * part
+    return logs
 
 
 def _rate(optimizer: Optimizer) -> Rate:

@@ -39,6 +39,7 @@ class Run:
         rate: the learning rate that is compiled.
         halving: it is halved every so many steps, by a LearningRateSchedule; 0 for never.
         rates: `{epoch: learning rate}` of stages.
+        base_rates: `{epoch: base_learning_rate}` of stages.
         decays: `{epoch: layer_decay}` of stages.
         warmups: `{epoch: warmup_steps}` of stages that thaw something.
         steps: in an epoch.
@@ -56,6 +57,7 @@ class Run:
     rate: float = 2.0**-6
     halving: int = 0
     rates: dict[int, float] = field(default_factory=dict)
+    base_rates: dict[int, float] = field(default_factory=dict)
     decays: dict[int, float] = field(default_factory=dict)
     warmups: dict[int, int] = field(default_factory=dict)
     steps: int = 3
@@ -86,19 +88,31 @@ class Run:
         for epoch, now in enumerate(self.trainable):
             thawed, frozen = sorted(now - before), sorted(before - now)
             rate, decay = self.rates.get(epoch), self.decays.get(epoch)
+            base_rate = self.base_rates.get(epoch)
             warmup = self.warmups.get(epoch, 0) if thawed else 0
-            if thawed or frozen or rate or decay:
+            if thawed or frozen or rate or base_rate or decay:
                 stage = Stage(
                     epoch,
                     thawed or None,
                     frozen or None,
                     learning_rate=rate,
+                    base_learning_rate=base_rate,
                     layer_decay=decay,
                     warmup_steps=warmup,
                 )
                 found.append(stage)
             before = now
         return found or [Stage(0, name="all as it is")]
+
+    def scale(self, place: int, epoch: int) -> float:
+        """The share of the rate that a layer of the base gets, the last one next to the head."""
+        blocks = len(self.widths) - place
+        decay = _latest(self.decays, epoch, 1.0)
+        begins = max((each for each in self.base_rates if each <= epoch), default=None)
+        if begins is None:
+            return decay**blocks
+        rate = _latest(self.rates, begins, self.rate)
+        return self.base_rates[begins] / rate * decay ** (blocks - 1)
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         draw = np.random.default_rng(self.seed).normal
@@ -146,6 +160,11 @@ def in_numpy(run: Run) -> Values:
     return trainer.finalize(values)
 
 
+def _latest(given: dict[int, float], epoch: int, default: float) -> float:
+    begun = [each for each in given if each <= epoch]
+    return given[max(begun)] if begun else default
+
+
 def _set_paces(run: Run, trainer: Trainer, epoch: int) -> None:
     """The base's last layer is one block away from the head."""
     if epoch == run.cut:
@@ -153,8 +172,8 @@ def _set_paces(run: Run, trainer: Trainer, epoch: int) -> None:
     before = run.trainable[epoch - 1] if epoch else run.trainable[0] & {"head"}
     for place, name in enumerate(run.names):
         for variable in (f"{name}/kernel", f"{name}/bias"):
-            if epoch in run.decays:
-                trainer.scales[variable] = run.decays[epoch] ** (len(run.widths) - place)
+            if name != "head":
+                trainer.scales[variable] = run.scale(place, epoch)
             if epoch in run.warmups and name in run.trainable[epoch] - before:
                 trainer.ramps[variable] = (trainer.updates, run.warmups[epoch])
 
