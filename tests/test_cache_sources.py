@@ -9,9 +9,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_freeze import BottleneckCache, FreezeBase
 from tests import builders
 from tests.builders import BACKEND
 from tests.reference.cached import Run, check
@@ -193,3 +195,23 @@ def _distinct(feed: Feed, picks: list[int]) -> set[bytes]:
     x = feed.arrays(picks)[0]
     images = x["image"] if feed.nested else x
     return {image.tobytes() for image in images}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_a_row_is_the_same_by_number_and_in_a_batch(dtype: str):
+    """Keras turns arrays of floats to float32, whatever takes them."""
+    x, y = builders.data(8)
+    x = x.astype("float16").astype(dtype)
+    model = builders.compiled(builders.nested())
+    cache = BottleneckCache(verbose=0)
+    model.fit(
+        x,
+        y,
+        batch_size=4,
+        epochs=2,
+        validation_data=Batches((x.astype("float32"), y), 4),
+        verbose=0,
+        callbacks=[FreezeBase("base"), cache],
+    )
+    assert cache.stats.enabled
+    assert (cache.stats.rows, cache.stats.misses) == (8, 8)

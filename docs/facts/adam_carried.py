@@ -1,4 +1,4 @@
-"""A weight is thawed after 1000 steps: how long is its longest step, in learning rates?"""
+"""A weight is unfrozen after 1000 steps: how long is its longest step, in learning rates?"""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""`use_ema=True`, and a weight of 1.0 that is thawed late, at a learning rate of 0."""
+"""`use_ema=True`, and a weight of 1.0 that is unfrozen late, at a learning rate of 0."""
 
 import keras
 import numpy as np

@@ -9,7 +9,7 @@ x = np.random.default_rng(0).normal(size=(32, 6)).astype("float32")
 y = x.sum(axis=1, keepdims=True)
 
 
-class ThawAndCompile(keras.callbacks.Callback):
+class UnfreezeAndCompile(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 2:
             self.model.get_layer("base").trainable = True
@@ -24,7 +24,7 @@ def run(*callbacks):
     model.compile("adam", "mse")
     before = base.get_weights()[0].copy()
     try:
-        model.fit(x, y, epochs=4, verbose=0, callbacks=[ThawAndCompile(), *callbacks])
+        model.fit(x, y, epochs=4, verbose=0, callbacks=[UnfreezeAndCompile(), *callbacks])
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:60]} ..."
     moved = np.abs(base.get_weights()[0] - before).max()

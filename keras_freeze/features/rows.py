@@ -141,8 +141,11 @@ class NumberedRows:
             self.found(missing, store.find(keys))
 
     def hashes(self, numbers: Array) -> list[Key]:
-        """The keys of rows, from what is in the arrays now."""
-        arrays = [self.feed.leaves[place][numbers] for place in self.places]
+        """The keys of rows, from what is in the arrays now.
+
+        In the dtype in which Keras hands them out: a batch that isn't taken by number has the same.
+        """
+        arrays = [self.feed.rows(place, numbers) for place in self.places]
         return [self.salt + key for key in row_keys(arrays)]
 
     def __len__(self) -> int:
