@@ -52,6 +52,6 @@ def note() -> str:
     """What is said on the page."""
     return (
         "*This page was built without a network. In the run shown here a small network stands in "
-        "place of MobileNetV2; it learned to tell the handwritten digits 2 to 9 apart when the page "
+        "place of MobileNetV2; it learned the handwritten digits 2 to 9 when the page "
         "was built. The images are 120 drawings of 0 and 1.*"
     )
