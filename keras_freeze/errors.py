@@ -1,4 +1,4 @@
-"""What keras_freeze raises.
+"""What keras_freeze raises, and how it warns.
 
     FreezeError(ValueError)     anything that is wrong with an argument or the model
     |-- ScheduleError           a schedule or one of its stages
@@ -12,8 +12,19 @@ The errors are raised before the first training step. After a warning the run go
 from __future__ import annotations
 
 import difflib
+import inspect
+import os
 import reprlib
+import warnings
 from collections.abc import Iterable
+from types import FrameType
+
+import keras
+
+# Code in these folders is never the user's.
+NOT_THE_USERS = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep for file in (__file__, keras.__file__)
+)
 
 
 class FreezeError(ValueError):
@@ -72,6 +83,60 @@ class CacheWarning(UserWarning):
         >>> with warnings.catch_warnings():
         ...     warnings.simplefilter("error", CacheWarning)  # stop rather than run uncached
     """
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line of the user's code: the one that calls `fit`, or one of our functions.
+
+    So the line that is shown is one that the user can change, and a filter by module or "once for
+    each line" means the user's. (`skip_file_prefixes` does this from Python 3.12 on.) In a thread
+    of Keras, which no line of the user's called, it is the line that calls this function.
+    """
+    caller = _caller()
+    frame = _users_frame(caller) or caller
+    warnings.warn_explicit(
+        message,
+        category,
+        filename=frame.f_code.co_filename,
+        lineno=frame.f_lineno,
+        module=frame.f_globals.get("__name__", "<string>"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _caller() -> FrameType:
+    """The frame that called the caller. A frame that refers to itself would keep data alive."""
+    frame = inspect.currentframe()
+    inner = frame.f_back if frame is not None else None
+    assert inner is not None
+    assert inner.f_back is not None
+    return inner.f_back
+
+
+def _users_frame(frame: FrameType) -> FrameType | None:
+    """The nearest caller outside Keras and us; while `fit` runs, that of `fit`.
+
+    Between `fit` and our code there may be a `train_step` of the user's, or functions of a backend.
+    """
+    here: FrameType | None = _running_fit(frame) or frame
+    while here is not None and _is_inside(here, NOT_THE_USERS):
+        here = here.f_back
+    return here
+
+
+def _running_fit(frame: FrameType) -> FrameType | None:
+    """The frame of Keras' `fit` that runs, if one does."""
+    here: FrameType | None = frame
+    while here is not None:
+        is_fit = here.f_code.co_name == "fit" and _is_inside(here, NOT_THE_USERS)
+        if is_fit and isinstance(here.f_locals.get("self"), keras.Model):
+            return here
+        here = here.f_back
+    return None
+
+
+def _is_inside(frame: FrameType, folders: tuple[str, ...]) -> bool:
+    return os.path.abspath(frame.f_code.co_filename).startswith(folders)
 
 
 def closest(received: object, choices: Iterable[str]) -> str:
