@@ -12,12 +12,15 @@ The errors are raised before the first training step. After a warning the run go
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
+import re
 import reprlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FrameType
+from typing import ParamSpec, TypeVar
 
 import keras
 
@@ -25,6 +28,8 @@ import keras
 NOT_THE_USERS = tuple(
     os.path.dirname(os.path.abspath(file)) + os.sep for file in (__file__, keras.__file__)
 )
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class FreezeError(ValueError):
@@ -141,8 +146,103 @@ def _is_inside(frame: FrameType, folders: tuple[str, ...]) -> bool:
 
 def closest(received: object, choices: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?", or "" where nothing is near."""
-    near = difflib.get_close_matches(str(received), list(choices), n=1, cutoff=0.5)
+    near = nearest(str(received), choices)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def nearest(
+    received: str, choices: Iterable[str], *, most: int = 1, least: float = 0.5
+) -> list[str]:
+    """Returns the choices that may be meant, the closest first.
+
+    Args:
+        received: what was written.
+        choices: what could have been.
+        most: so many at most.
+        least: how alike they must be, from 0 to 1.
+
+    Examples:
+        >>> nearest("VGG", ["input", "vgg19", "head"])
+        ['vgg19']
+        >>> nearest("lr", ["layer_decay", "learning_rate"])
+        ['learning_rate']
+    """
+    likeness = {choice: _likeness(received, choice) for choice in dict.fromkeys(choices)}
+    near = [choice for choice in likeness if likeness[choice][0] >= least]
+    return sorted(near, key=lambda choice: (likeness[choice], choice), reverse=True)[:most]
+
+
+def _likeness(received: str, choice: str) -> tuple[float, float]:
+    """From 0 to 1: but for case and signs equal, abbreviated, a part of it, or a few slips away."""
+    here, there = (re.sub(r"[\W_]", "", text.lower()) for text in (received, choice))
+    ratio = difflib.SequenceMatcher(None, choice.lower(), received.lower()).ratio()
+    initials = "".join(word[0] for word in re.findall(r"[^\W_]+", choice.lower()))
+    rules = (
+        (1.0, here == there),
+        (0.95, here == initials),  # lr
+        (0.9, there.startswith(here)),  # VGG
+        (0.85, here.startswith(there) and len(there) > 2),
+        (0.8, here in there and len(here) > 3),  # rate
+    )
+    known = [likeness for likeness, holds in rules if holds and len(here) > 1]
+    return max([ratio, *known]), ratio
+
+
+def names_unknown(
+    kind: type[FreezeError] = FreezeError,
+    elsewhere: Mapping[str, Collection[str]] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes an unknown keyword of a function an error that names the closest known one.
+
+    The function's signature stays what it is, for editors and type checkers.
+
+    Args:
+        kind: of the error.
+        elsewhere: arguments of others that may be given to this one by mistake, by the others'
+            names.
+
+    Examples:
+        >>> @names_unknown()
+        ... def sail(*, to_port=False):
+        ...     return to_port
+        >>> sail(toport=True)
+        Traceback (most recent call last):
+        ...
+        keras_freeze.errors.FreezeError: sail has no argument 'toport'. Did you mean 'to_port'? \
+It has `to_port`. Received: toport=True
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = [name for name in inspect.signature(function).parameters if name not in HIDDEN]
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for key, value in kwargs.items():
+                if key not in known:
+                    raise kind(unknown_argument(name, key, value, known, elsewhere or {}))
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+HIDDEN = ("self", "cls")
+
+
+def unknown_argument(
+    name: str,
+    key: str,
+    value: object,
+    known: Collection[str],
+    elsewhere: Mapping[str, Collection[str]],
+) -> str:
+    """Returns the message for an argument that isn't known; see `names_unknown`."""
+    owner = next((owner for owner, keys in elsewhere.items() if key in keys), "")
+    hint = f" It is an argument of {owner}." if owner else closest(key, known)
+    listed = ", ".join(f"`{each}`" for each in known)
+    return f"{name} has no argument {key!r}.{hint} It has {listed}. Received: {key}={shown(value)}"
 
 
 def check_choice(argument: str, received: object, choices: tuple[object, ...]) -> None:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from keras_freeze.errors import ScheduleError, warn
 from keras_freeze.graph.base import Base, find_base
-from keras_freeze.graph.selectors import LORA, Scope, select
+from keras_freeze.graph.hints import LORA
+from keras_freeze.graph.selectors import Scope, select
 from keras_freeze.graph.tree import Layer, LayerTree, adapters, children, own_variables
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
