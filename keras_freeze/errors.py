@@ -1,4 +1,4 @@
-"""What keras_freeze raises.
+"""What keras_freeze raises, and how it warns.
 
     FreezeError(ValueError)     anything that is wrong with an argument or the model
     |-- ScheduleError           a schedule or one of its stages
@@ -12,8 +12,24 @@ The errors are raised before the first training step. After a warning the run go
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
+import os
+import re
 import reprlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import FrameType
+from typing import ParamSpec, TypeVar
+
+import keras
+
+# Code in these folders is never the user's.
+NOT_THE_USERS = tuple(
+    os.path.dirname(os.path.abspath(file)) + os.sep for file in (__file__, keras.__file__)
+)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class FreezeError(ValueError):
@@ -74,10 +90,159 @@ class CacheWarning(UserWarning):
     """
 
 
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line of the user's code: the one that calls `fit`, or one of our functions.
+
+    So the line that is shown is one that the user can change, and a filter by module or "once for
+    each line" means the user's. (`skip_file_prefixes` does this from Python 3.12 on.) In a thread
+    of Keras, which no line of the user's called, it is the line that calls this function.
+    """
+    caller = _caller()
+    frame = _users_frame(caller) or caller
+    warnings.warn_explicit(
+        message,
+        category,
+        filename=frame.f_code.co_filename,
+        lineno=frame.f_lineno,
+        module=frame.f_globals.get("__name__", "<string>"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _caller() -> FrameType:
+    """The frame that called the caller. A frame that refers to itself would keep data alive."""
+    frame = inspect.currentframe()
+    inner = frame.f_back if frame is not None else None
+    assert inner is not None
+    assert inner.f_back is not None
+    return inner.f_back
+
+
+def _users_frame(frame: FrameType) -> FrameType | None:
+    """The nearest caller outside Keras and us; while `fit` runs, that of `fit`.
+
+    Between `fit` and our code there may be a `train_step` of the user's, or functions of a backend.
+    """
+    here: FrameType | None = _running_fit(frame) or frame
+    while here is not None and _is_inside(here, NOT_THE_USERS):
+        here = here.f_back
+    return here
+
+
+def _running_fit(frame: FrameType) -> FrameType | None:
+    """The frame of Keras' `fit` that runs, if one does."""
+    here: FrameType | None = frame
+    while here is not None:
+        is_fit = here.f_code.co_name == "fit" and _is_inside(here, NOT_THE_USERS)
+        if is_fit and isinstance(here.f_locals.get("self"), keras.Model):
+            return here
+        here = here.f_back
+    return None
+
+
+def _is_inside(frame: FrameType, folders: tuple[str, ...]) -> bool:
+    return os.path.abspath(frame.f_code.co_filename).startswith(folders)
+
+
 def closest(received: object, choices: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?", or "" where nothing is near."""
-    near = difflib.get_close_matches(str(received), list(choices), n=1, cutoff=0.5)
+    near = nearest(str(received), choices)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def nearest(
+    received: str, choices: Iterable[str], *, most: int = 1, least: float = 0.5
+) -> list[str]:
+    """Returns the choices that may be meant, the closest first.
+
+    Args:
+        received: what was written.
+        choices: what could have been.
+        most: so many at most.
+        least: how alike they must be, from 0 to 1.
+
+    Examples:
+        >>> nearest("VGG", ["input", "vgg19", "head"])
+        ['vgg19']
+        >>> nearest("lr", ["layer_decay", "learning_rate"])
+        ['learning_rate']
+    """
+    likeness = {choice: _likeness(received, choice) for choice in dict.fromkeys(choices)}
+    near = [choice for choice in likeness if likeness[choice][0] >= least]
+    return sorted(near, key=lambda choice: (likeness[choice], choice), reverse=True)[:most]
+
+
+def _likeness(received: str, choice: str) -> tuple[float, float]:
+    """From 0 to 1: but for case and signs equal, abbreviated, a part of it, or a few slips away."""
+    here, there = (re.sub(r"[\W_]", "", text.lower()) for text in (received, choice))
+    ratio = difflib.SequenceMatcher(None, choice.lower(), received.lower()).ratio()
+    initials = "".join(word[0] for word in re.findall(r"[^\W_]+", choice.lower()))
+    rules = (
+        (1.0, here == there),
+        (0.95, here == initials),  # lr
+        (0.9, there.startswith(here)),  # VGG
+        (0.85, here.startswith(there) and len(there) > 2),
+        (0.8, here in there and len(here) > 3),  # rate
+    )
+    known = [likeness for likeness, holds in rules if holds and len(here) > 1]
+    return max([ratio, *known]), ratio
+
+
+def names_unknown(
+    kind: type[FreezeError] = FreezeError,
+    elsewhere: Mapping[str, Collection[str]] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes an unknown keyword of a function an error that names the closest known one.
+
+    The function's signature stays what it is, for editors and type checkers.
+
+    Args:
+        kind: of the error.
+        elsewhere: arguments of others that may be given to this one by mistake, by the others'
+            names.
+
+    Examples:
+        >>> @names_unknown()
+        ... def sail(*, to_port=False):
+        ...     return to_port
+        >>> sail(toport=True)
+        Traceback (most recent call last):
+        ...
+        keras_freeze.errors.FreezeError: sail has no argument 'toport'. Did you mean 'to_port'? \
+It has `to_port`. Received: toport=True
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = [name for name in inspect.signature(function).parameters if name not in HIDDEN]
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for key, value in kwargs.items():
+                if key not in known:
+                    raise kind(unknown_argument(name, key, value, known, elsewhere or {}))
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+HIDDEN = ("self", "cls")
+
+
+def unknown_argument(
+    name: str,
+    key: str,
+    value: object,
+    known: Collection[str],
+    elsewhere: Mapping[str, Collection[str]],
+) -> str:
+    """Returns the message for an argument that isn't known; see `names_unknown`."""
+    owner = next((owner for owner, keys in elsewhere.items() if key in keys), "")
+    hint = f" It is an argument of {owner}." if owner else closest(key, known)
+    listed = ", ".join(f"`{each}`" for each in known)
+    return f"{name} has no argument {key!r}.{hint} It has {listed}. Received: {key}={shown(value)}"
 
 
 def check_choice(argument: str, received: object, choices: tuple[object, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_freeze.callbacks.hooks import Participant
-from keras_freeze.errors import CacheError
+from keras_freeze.errors import CacheError, names_unknown
 from keras_freeze.features.budget import check_dtype, check_max_bytes
 from keras_freeze.features.stats import CacheStats
 
@@ -56,6 +56,7 @@ class BottleneckCache(Participant):
 
     role = "cache"
 
+    @names_unknown(CacheError)
     def __init__(
         self,
         base: Any = None,
@@ -63,14 +64,8 @@ class BottleneckCache(Participant):
         dtype: Any = None,
         max_bytes: Any = "auto",
         verbose: int = 1,
-        **unknown: Any,
     ):
         super().__init__()
-        for name, value in unknown.items():
-            raise CacheError(
-                f"BottleneckCache has no argument {name!r}. It has `base`, `dtype`, `max_bytes` "
-                f"and `verbose`. Received: {name}={value!r}"
-            )
         self.base = base
         self.dtype = check_dtype(dtype)
         self.max_bytes = max_bytes

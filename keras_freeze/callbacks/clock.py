@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from keras_freeze.callbacks.plan import Plan
-from keras_freeze.errors import ScheduleError
+from keras_freeze.errors import ScheduleError, warn
 from keras_freeze.schedule.stage import Stage
 
 
@@ -79,10 +78,9 @@ class StageClock:
         """True if the stage that begins asks for the best epoch of the one before it."""
         asked = any(stage.restore_best for stage in self.passed())
         if asked and self.is_first and self.epoch and self.begins():
-            warnings.warn(
+            warn(
                 f"Stage {self.number} asks for the best epoch of the stage before it, which was in "
                 "an earlier fit: nothing is restored.",
-                stacklevel=2,
             )
         return asked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from keras_freeze.callbacks.rating import Rating
 from keras_freeze.callbacks.reporting import describe_base, stage_report, trainable_layers
 from keras_freeze.callbacks.stops import Stops
 from keras_freeze.callbacks.triggers import Triggers, check_monitors
+from keras_freeze.errors import warn
 from keras_freeze.graph.tree import LayerTree, count_params, own_variables
 from keras_freeze.report.lines import StageReport, ended_early_line
 from keras_freeze.training import ages, functions, guard, loop, optimizer, rates
@@ -237,7 +237,7 @@ class Conductor:
         self.changes += 1
         self._note_change()
         if not self.model.trainable_variables:
-            warnings.warn("A callback left nothing trainable: no weight changes.", stacklevel=2)
+            warn("A callback left nothing trainable: no weight changes.")
         if self.recompile.verbose:
             did = {"reset": "reset", "carry": "carried over"}[self.recompile.optimizer]
             title = f"Change {self.changes} of the trainable layers"

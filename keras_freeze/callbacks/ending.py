@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import keras
 
 from keras_freeze.callbacks.clock import StageClock
+from keras_freeze.errors import warn
 
 PATIENT = (
     "Put PerStage(EarlyStopping(...)) in its place: then it ends the stage, and the next one "
@@ -40,10 +40,9 @@ def warn_of_stop(
     if waiting:
         names = ", ".join(f"{stage.title(number)} (at={stage.at})" for number, stage in waiting)
         who, remedy = _stopped_by(callbacks, logs)
-        warnings.warn(
+        warn(
             f"{who} ended the run after epoch {clock.epoch + 1}/{epochs}, before {names} began. "
             f"{remedy}",
-            stacklevel=2,
         )
     return bool(waiting)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_freeze.callbacks.hooks import Participant
-from keras_freeze.errors import check_choice
+from keras_freeze.errors import check_choice, names_unknown
 from keras_freeze.training.trainable import BATCH_NORM
 
 
@@ -49,6 +49,7 @@ class FreezeBase(Participant):
 
     role = "freeze"
 
+    @names_unknown(elsewhere={"GradualUnfreeze": ("schedule", "optimizer")})
     def __init__(self, base: Any = None, *, batch_norm: str = "freeze", verbose: int = 0):
         super().__init__()
         check_choice("batch_norm", batch_norm, BATCH_NORM)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from keras_freeze.callbacks.hooks import Participant
-from keras_freeze.errors import check_choice
-from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.errors import check_choice, names_unknown
+from keras_freeze.schedule.schedule import OF_STAGES, Schedule
 from keras_freeze.training.trainable import BATCH_NORM
 
 OPTIMIZER = ("carry", "reset")
@@ -69,6 +69,7 @@ class GradualUnfreeze(Participant):
 
     role = "schedule"
 
+    @names_unknown(elsewhere=OF_STAGES)
     def __init__(
         self,
         schedule: Any,

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_freeze.callbacks.hooks import Participant
-from keras_freeze.errors import FreezeError
+from keras_freeze.errors import FreezeError, names_unknown
 from keras_freeze.training import loop
 
 # The legacy names too: Keras' `on_train_batch_end` calls `on_batch_end`.
@@ -77,6 +77,7 @@ class PerStage(Participant):
 
     role = "per_stage"
 
+    @names_unknown()
     def __init__(self, callback: keras.callbacks.Callback | Callable[[], Any]):
         super().__init__()
         given = callback if isinstance(callback, keras.callbacks.Callback) else None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from keras_freeze.errors import ScheduleError
+from keras_freeze.errors import ScheduleError, warn
 from keras_freeze.graph.base import Base, find_base
-from keras_freeze.graph.selectors import LORA, Scope, select
+from keras_freeze.graph.hints import LORA
+from keras_freeze.graph.selectors import Scope, select
 from keras_freeze.graph.tree import Layer, LayerTree, adapters, children, own_variables
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
@@ -256,10 +256,9 @@ def _remedy(plan: Plan, outside: list[Layer]) -> str:
 def _warn_of_idle_stage(stage: Stage, number: int) -> None:
     named = stage.unfreeze is not None or stage.freeze is not None
     if named and stage.learning_rate is None:
-        warnings.warn(
+        warn(
             f"{stage.title(number)} (at={stage.at}) changes no layer: what it names is already so. "
             f"Received: {stage!r}",
-            stacklevel=2,
         )
 
 
@@ -267,20 +266,18 @@ def warn_of_unreached(schedule: Schedule, epochs: int) -> None:
     """Warns of stages that lie behind the last epoch."""
     for number, stage in enumerate(schedule, start=1):
         if isinstance(stage.at, int) and stage.at >= epochs:
-            warnings.warn(
+            warn(
                 f"{stage.title(number)} (at={stage.at}) is never reached: fit ends after "
                 f"{epochs} epochs, and epochs count from 0. Pass epochs={stage.at + 1} or more to "
                 "fit, or move the stage.",
-                stacklevel=2,
             )
 
 
 def warn_of_untrained_head(stage: Stage) -> None:
     """Warns that the first stage thaws the base before the head has learned anything."""
-    warnings.warn(
+    warn(
         f"The base is thawed at epoch {stage.at} while the head is still untrained: the large "
         "gradients of a random head would overwrite the pretrained features. Train the head on "
         "the frozen base first, that is, begin the schedule at a later epoch. "
         f"Received: {stage!r}",
-        stacklevel=2,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from keras_freeze.callbacks.paces import Paces, paces_of, still_rising, warmed_up
 from keras_freeze.callbacks.plan import Plan
+from keras_freeze.errors import warn
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training import optimizer, rates
 
@@ -95,11 +95,10 @@ class Rating:
         now = rates.rates_of(self.model.optimizer)
         if ours is not None and ours != now and not self.has_told:
             self.has_told = True
-            warnings.warn(
+            warn(
                 f"Another callback has set the learning rate to {_shown(now)} in the epoch in "
                 f"which Stage {number} set it to {_shown(ours)}: the other one's holds. Take one "
                 "of them away.",
-                stacklevel=2,
             )
 
     def paces(self, number: int, before: int, now: Paces, *, begins: bool) -> Paces:

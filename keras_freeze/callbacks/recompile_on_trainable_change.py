@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_freeze.callbacks.gradual_unfreeze import OPTIMIZER
 from keras_freeze.callbacks.hooks import Participant
-from keras_freeze.errors import check_choice
+from keras_freeze.errors import check_choice, names_unknown
 
 
 class RecompileOnTrainableChange(Participant):
@@ -43,6 +43,7 @@ class RecompileOnTrainableChange(Participant):
 
     role = "watch"
 
+    @names_unknown()
     def __init__(self, *, optimizer: str = "carry", verbose: int = 1):
         super().__init__()
         check_choice("optimizer", optimizer, OPTIMIZER)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
-from keras_freeze.errors import ScheduleError, closest
+from keras_freeze.errors import ScheduleError, closest, warn
 from keras_freeze.schedule.plateau import Plateau, Watched
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
@@ -125,10 +124,9 @@ class Triggers:
                 best = self.watched.best if self.watched is not None else None
                 why = f"the fit ended while {stage.at.monitor} was still being watched"
                 why += f" (best: {best:.4g})" if best is not None else ", and had no value"
-            warnings.warn(
+            warn(
                 f"{stage.title(number)} (at={stage.at}) never began: {why}. Train for more epochs, "
                 "lower `patience`, or set `max_epochs`.",
-                stacklevel=2,
             )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
-from keras_freeze.errors import CacheWarning
+from keras_freeze.errors import CacheWarning, warn
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.budget import free_memory, row_bytes
 from keras_freeze.features.compute import Features
@@ -238,11 +237,10 @@ class FeatureCache:
         self.stats.enabled = False
         self.stats.reason = error.reason
         self._forget()
-        warnings.warn(
+        warn(
             f"BottleneckCache stepped aside, and the run goes on uncached: {error.reason}. To use "
             f"it, {error.remedy}.",
             CacheWarning,
-            stacklevel=2,
         )
 
     def row_bytes(self) -> int | None:

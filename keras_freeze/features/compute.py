@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_freeze.errors import CacheWarning
+from keras_freeze.errors import CacheWarning, warn
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.keys import Key
 from keras_freeze.features.rows import Positions, Rows
@@ -205,7 +204,7 @@ class Features:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"BottleneckCache {text}", CacheWarning, stacklevel=2)
+    warn(f"BottleneckCache {text}", CacheWarning)
 
 
 def _joined(parts: list[Array]) -> Array:

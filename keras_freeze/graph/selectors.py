@@ -9,7 +9,6 @@ in a list takes away; a callable `layer -> bool`; a `Layer`; lists of these.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 import re
@@ -17,11 +16,11 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import LayerMatchError
+from keras_freeze.errors import LayerMatchError, names_unknown
 from keras_freeze.graph.blocks import block_starts
+from keras_freeze.graph.hints import LORA, layers_of, name_hint, number_hint
 from keras_freeze.graph.tree import Layer, LayerTree, adapters
 
-LORA = "lora"  # names the layers that have LoRA adapters
 PERCENT = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
 INTEGER = re.compile(r"\s*([+-]?\d+)\s*")
 
@@ -49,6 +48,7 @@ def _is_input(layer: Layer) -> bool:
     return isinstance(layer, keras.layers.InputLayer)
 
 
+@names_unknown()
 def select_layers(model_or_base: Layer, selector: Any) -> list[Layer]:
     """Returns the leaf layers that `selector` means, in execution order.
 
@@ -150,15 +150,17 @@ def check_selector(selector: Any, where: str) -> None:
     elif not (isinstance(selector, keras.layers.Layer) or callable(selector)):
         raise LayerMatchError(
             f"{where} must be a layer's name, a pattern such as 'block5_*' or 'block5_conv1:', a "
-            f"Layer, a callable `layer -> bool`, or a list of these. Received: {selector!r}"
+            f"Layer, a callable `layer -> bool`, or a list of these.{number_hint(selector)} "
+            f"Received: {selector!r}"
         )
 
 
 def _check_text(text: str, where: str) -> None:
     percent = PERCENT.fullmatch(text)
     if percent and not 0 < float(percent[1]) <= 100:
+        counts = " '20%' is the last share already." if float(percent[1]) < 0 else ""
         raise LayerMatchError(
-            f"{where}: a share must be above 0% and at most 100%. Received: {text!r}"
+            f"{where}: a share must be above 0% and at most 100%.{counts} Received: {text!r}"
         )
     if re.fullmatch(r"\s*-0+\s*:.*|.*:\s*-0+\s*", text):
         raise LayerMatchError(
@@ -292,15 +294,9 @@ def _starts_in(scope: Scope) -> list[int]:
 
 def _no_match(scope: Scope, item: Any, where: str, whole: Any = None) -> LayerMatchError:
     name = item.name if isinstance(item, keras.layers.Layer) else item
-    root = scope.tree.root.name
-    near: list[str] = []
-    if isinstance(item, str):
-        plain = item.removeprefix("re:").strip("*?!.:").rsplit("/", 1)[-1]
-        near = difflib.get_close_matches(plain, dict.fromkeys(scope.names()), n=3, cutoff=0.4)
-    hint = f" Closest names: {', '.join(map(repr, near))}." if near else ""
-    if item == LORA:
-        hint = " No layer has adapters: call enable_lora(rank=4) on the backbone or its layers."
+    root = scope.tree.root
+    hint = name_hint(item, scope.names(), root) if isinstance(item, str) else layers_of(root)
     return LayerMatchError(
-        f"{where}: no layer of {root!r} matches {name!r}.{hint} "
+        f"{where}: no layer of {root.name!r} matches {name!r}.{hint} "
         f"Received: {whole if whole is not None else name!r}"
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numbers
 import operator
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from keras_freeze.errors import FreezeError
+from keras_freeze.errors import FreezeError, warn
 from keras_freeze.graph.tree import Layer
 
 Tensors = Any  # a symbolic tensor, or a structure of them
@@ -96,11 +95,10 @@ def _classifier(classes: int, features: Tensors) -> list[Layer]:
             f"`head` as a number of classes must be 1 or more. Received: head={classes}"
         )
     if classes == 1:
-        warnings.warn(
+        warn(
             "`head=1` is a softmax over one class, which is always 1: it can't learn. For two "
             "classes or a number use head=keras.layers.Dense(1, activation='sigmoid') or "
             "head=keras.layers.Dense(1).",
-            stacklevel=2,
         )
     shape = getattr(features, "shape", None)
     axes = None if shape is None else len(shape) - 2

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
-from keras_freeze.errors import CacheError
+from keras_freeze.errors import CacheError, closest
 from keras_freeze.graph.tree import Layer, LayerTree, draws_random_numbers
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
@@ -40,7 +40,8 @@ def read_cache(cache: Any, augment: Sequence[Layer]) -> BottleneckCache | None:
         return None if _is_random(augment) else BottleneckCache()
     raise CacheError(
         "`cache` must be None (no cache), True, 'auto' (unless the augmentation is random), a dict "
-        f"of the arguments of BottleneckCache, or a BottleneckCache. Received: cache={cache!r}"
+        "of the arguments of BottleneckCache, or a BottleneckCache."
+        f"{closest(cache, ['auto']) if isinstance(cache, str) else ''} Received: cache={cache!r}"
     )
 
 

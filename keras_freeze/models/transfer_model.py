@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import keras
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
 from keras_freeze.callbacks.hooks import Participant
-from keras_freeze.errors import FreezeError, closest
+from keras_freeze.errors import FreezeError, closest, warn
 from keras_freeze.graph.selectors import Scope, select
 from keras_freeze.graph.tree import Layer, LayerTree
 from keras_freeze.models import cloning, parts, settings
@@ -173,10 +172,9 @@ class TransferModel(keras.Model):
             try:
                 plain.compile_from_config(self.get_compile_config())
             except (TypeError, ValueError) as error:
-                warnings.warn(
+                warn(
                     "The unwrapped model isn't compiled, because what this one is compiled with "
                     f"can't be made a second time. Compile it yourself. {error}",
-                    stacklevel=2,
                 )
         return plain
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_freeze.errors import names_unknown
 from keras_freeze.report.series import Curves, read_curves
 from keras_freeze.schedule.schedule import Schedule
 
@@ -14,6 +15,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MANY_EPOCHS = 40  # from here on a marker for each hides the curve
 
 
+@names_unknown()
 def plot_history(history: Any, *, schedule: Any = None) -> Any:
     """Draws losses, metrics and learning rates of a run, and where its stages begin.
 

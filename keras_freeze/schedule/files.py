@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import pathlib
@@ -98,8 +97,7 @@ def _near(file: pathlib.Path) -> str:
         names = [each.name for each in file.parent.iterdir() if each.suffix.lower() in LOAD]
     except OSError:
         return f" There is no folder {os.fspath(file.parent)!r} either."
-    near = difflib.get_close_matches(file.name, names, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return closest(file.name, names)
 
 
 def _replace(file: pathlib.Path, content: bytes) -> None:

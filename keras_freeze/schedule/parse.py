@@ -10,11 +10,20 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from keras_freeze.errors import FreezeError, ScheduleError, closest, shown
-from keras_freeze.schedule.file_model import Entry, Factor, Plan, Trigger, WhenOver, rate_model
+from keras_freeze.graph.hints import number_hint
+from keras_freeze.schedule.file_model import (
+    Entry,
+    Factor,
+    Plan,
+    Trigger,
+    WhenOver,
+    rate_model,
+)
+from keras_freeze.schedule.misplaced import check_no_lone_stage, home_of
 from keras_freeze.schedule.plateau import MODES, Plateau
 from keras_freeze.schedule.schedule import SETTINGS, Schedule
 from keras_freeze.schedule.source import Path, Source
-from keras_freeze.schedule.stage import Stage
+from keras_freeze.schedule.stage import Stage, meant_by
 from keras_freeze.schedule.written import RATES, rate_from_config
 
 EPOCH = re.compile(r"[0-9]+")
@@ -145,8 +154,9 @@ class _Written:
         here = self._value(path)
         key = next((each for each in here if str(each) == str(key)), key)  # null is "None" there
         value = here.get(key)
+        hint = home_of(key, known) or (meant_by(key) if "at" in known else closest(key, known))
         return self.error(
-            f"unknown key {shown(key)}.{closest(key, known)} Known keys: {', '.join(known)}. "
+            f"unknown key {shown(key)}.{hint} Known keys: {', '.join(known)}. "
             f"Received: {key}={shown(value)}",
             (*path, key),
         )
@@ -193,12 +203,14 @@ def _plan(source: Source, data: Any) -> _Written:
                     path=(key,),
                 )
         data, top = {"stages": data}, ()
+    check_no_lone_stage(source, data, ())
     if "stages" not in data:
         return _Written(source, dict(data), [])  # a typo, perhaps: the models know
     stages = data["stages"]
     if stages is None or stages in ({}, []):
         raise source.error(f"the file holds no stages. {EXAMPLE}.", path=("stages",))
     if isinstance(stages, Mapping):
+        check_no_lone_stage(source, stages, top)
         written = [_write_out(source, key, value, (*top, key)) for key, value in stages.items()]
         return _Written(source, {**data, "stages": written}, [(*top, key) for key in stages])
     places = range(len(stages)) if isinstance(stages, list) else ()
@@ -241,6 +253,8 @@ def _near(path: Path, value: Any) -> str:
         "mode": MODES,
         "class_name": RATES,
     }
+    if path[-1] in ("unfreeze", "freeze", "base"):
+        return number_hint(value)
     return closest(value, choices.get(path[-1], ())) if isinstance(value, str) else ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import FreezeError, ScheduleError, check_choice, closest, shown
+from keras_freeze.errors import FreezeError, ScheduleError, check_choice, names_unknown, shown
 
 MODES = ("auto", "min", "max")
 MOST_EPOCHS = 2**31 - 1  # what is more is a slip, and logs could not tell it from its neighbours
@@ -53,6 +53,7 @@ class Plateau:
     min_epochs: int = 1
     max_epochs: int | None = None
 
+    @names_unknown(ScheduleError)
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -62,9 +63,7 @@ class Plateau:
         mode: str = "auto",
         min_epochs: int = 1,
         max_epochs: int | None = None,
-        **unknown: Any,
     ):
-        _refuse_unknown(unknown)
         if not isinstance(monitor, str) or not monitor:
             raise ScheduleError(
                 "`monitor` of Plateau must be a name of the logs, such as 'val_loss'. "
@@ -193,11 +192,3 @@ def finite(value: Any) -> float | None:
 
 
 KEYS = tuple(field.name for field in fields(Plateau))
-
-
-def _refuse_unknown(unknown: Mapping[Any, Any]) -> None:
-    for key, value in unknown.items():
-        raise ScheduleError(
-            f"Plateau has no argument {key!r}.{closest(key, KEYS)} Known: {', '.join(KEYS)}. "
-            f"Received: {key}={value!r}"
-        )

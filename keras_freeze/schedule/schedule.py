@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import FreezeError, ScheduleError, check_choice
+from keras_freeze.errors import FreezeError, ScheduleError, check_choice, names_unknown, nearest
 from keras_freeze.graph.selectors import check_selector
-from keras_freeze.schedule import presets
+from keras_freeze.schedule import plateau, presets
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.stage import KEYS, Stage, check_at, stage_from
 from keras_freeze.schedule.written import check_written, comparable
@@ -23,6 +23,11 @@ SETTINGS = {
     "optimizer": (None, "carry", "reset"),
     "batch_norm": (None, "freeze", "train"),
 }
+# Arguments of single stages, which a schedule as a whole is given by mistake.
+OF_STAGES = {"Stage": KEYS, "Plateau": plateau.KEYS}
+PRESETS = ("two_phase", "lp_ft", "ulmfit", "chain_thaw", "auto")
+SUFFIXES = (".yaml", ".yml", ".json", ".toml")
+known_only = names_unknown(ScheduleError, OF_STAGES)
 
 
 @keras.saving.register_keras_serializable(package="keras_freeze")
@@ -57,6 +62,7 @@ class Schedule:
         True
     """
 
+    @known_only
     def __init__(
         self,
         stages: Any,
@@ -169,6 +175,7 @@ class Schedule:
         return following if following and isinstance(following.at, Plateau) else None
 
     @classmethod
+    @known_only
     def two_phase(
         cls,
         unfreeze: Any = "all",
@@ -194,6 +201,7 @@ class Schedule:
         return cls(presets.two_phase(unfreeze, start, learning_rate, base_learning_rate))
 
     @classmethod
+    @known_only
     def lp_ft(cls, *, start: int | Plateau | None = None, learning_rate: Any = None) -> Schedule:
         """Linear probing, then fine-tuning of everything (LP-FT).
 
@@ -215,6 +223,7 @@ class Schedule:
         return cls(presets.lp_ft(Plateau() if start is None else start, rate))
 
     @classmethod
+    @known_only
     def ulmfit(
         cls,
         base: Any,
@@ -247,6 +256,7 @@ class Schedule:
         return cls(presets.ulmfit(base, start, every, learning_rate, layer_decay))
 
     @classmethod
+    @known_only
     def chain_thaw(
         cls,
         model: Any,
@@ -281,6 +291,7 @@ class Schedule:
         return cls(presets.chain_thaw(model, base, start, every, learning_rate))
 
     @classmethod
+    @known_only
     def auto(
         cls,
         base: Any,
@@ -312,6 +323,7 @@ class Schedule:
         found = presets.auto(base, stages, start, every, learning_rate, layer_decay)
         return cls(found)
 
+    @known_only
     def preview(
         self,
         model: Any,
@@ -400,6 +412,19 @@ def _is_path(stages: Any) -> bool:
     return suffix[1:].isalnum()
 
 
+def _hint(stages: Any) -> str:
+    """What may be meant by a string that looks like no file's name."""
+    if not isinstance(stages, str) or not stages.strip():
+        return ""
+    files = [stages + suffix for suffix in SUFFIXES if pathlib.Path(stages + suffix).is_file()]
+    if files:
+        return f" Did you mean {files[0]!r}?"
+    preset = nearest(stages, PRESETS, least=0.75)
+    if preset:
+        return f" Did you mean Schedule.{preset[0]}(...)?"
+    return f" A selector needs its epoch: {{10: {stages!r}}}."
+
+
 def _check_settings(settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         choices = SETTINGS[key]
@@ -431,7 +456,7 @@ def _read(stages: Any) -> list[Stage]:
         return [_from_list(item) for item in stages]
     raise ScheduleError(
         "`schedule` must be {epoch: selector or Stage}, a list of Stage, a Schedule, or the path "
-        "of a .yaml, .yml, .json or .toml file. "
+        f"of a .yaml, .yml, .json or .toml file.{_hint(stages)} "
         f"Received: {stages!r} (of type {type(stages).__name__})"
     )
 

@@ -20,6 +20,7 @@ from keras_freeze.errors import (
     shown,
 )
 from keras_freeze.graph.selectors import check_selector
+from keras_freeze.schedule.plateau import KEYS as PLATEAU_KEYS
 from keras_freeze.schedule.plateau import MOST_EPOCHS, Plateau, finite
 from keras_freeze.schedule.written import check_written, comparable, texts
 
@@ -324,9 +325,24 @@ def _check_steps(steps: Any) -> int:
 KEYS = tuple(field.name for field in fields(Stage))
 
 
+# What people call them, where no rule of `closest` finds it.
+ALSO_CALLED = {"at": ("epoch", "start", "begin", "begins"), "unfreeze": ("thaw", "layers", "train")}
+
+
+def meant_by(key: Any) -> str:
+    """Returns a hint at the key of a stage that is meant by an unknown one; "" if none is near."""
+    named = next((name for name, others in ALSO_CALLED.items() if key in others), None)
+    return f" Did you mean {named!r}?" if named else closest(key, KEYS)
+
+
 def _refuse_unknown(unknown: Mapping[Any, Any], where: str) -> None:
     for key, value in unknown.items():
+        hint = meant_by(key)
+        if key == "plateau" or key in PLATEAU_KEYS:
+            hint = " A trigger is the stage's `at`: at=Plateau(patience=3)."
+        elif key in ("base", "batch_norm"):
+            hint = " It is the same for all stages: pass it to GradualUnfreeze or Schedule."
         raise ScheduleError(
-            f"{where} has an unknown key {key!r}.{closest(key, KEYS)} Known keys: "
-            f"{', '.join(KEYS)}. Received: {key}={value!r}"
+            f"{where} has an unknown key {key!r}.{hint} Known keys: "
+            f"{', '.join(KEYS)}. Received: {key}={shown(value)}"
         )

@@ -7,12 +7,13 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import LayerMatchError, check_choice
+from keras_freeze.errors import LayerMatchError, check_choice, names_unknown
 from keras_freeze.graph.tree import Layer, LayerTree, adapters, known_containers, own_variables
 
 BATCH_NORM = ("freeze", "train")
 
 
+@names_unknown()
 def freeze(layers: Any, batch_norm: str = "freeze") -> None:
     """Freezes layers, without `fit`. Compile the model afterwards, as Keras asks.
 
@@ -35,6 +36,7 @@ def freeze(layers: Any, batch_norm: str = "freeze") -> None:
     _set_all(layers, False)
 
 
+@names_unknown()
 def unfreeze(layers: Any, batch_norm: str = "freeze") -> None:
     """Makes layers trainable, without `fit`. Compile the model afterwards, as Keras asks.
 
