@@ -56,12 +56,14 @@ class Caching:
         subject = Subject(model, plan.tree, served, plan.base_leaves)
         dtype = numpy_dtype(callback.dtype) if callback.dtype else None
         callback.stats = CacheStats()
-        self.cache = FeatureCache(subject, callback.stats, callback.byte_limit, dtype)
+        self.cache = FeatureCache(
+            subject, callback.stats, callback.byte_limit, dtype, validates=loop.validates()
+        )
 
     @property
     def server(self) -> FeatureCache | None:
-        """What runs the steps; None while the cache has nothing to do."""
-        return self.cache if self.cache.is_busy else None
+        """What runs the train steps; None while the cache has nothing to do with them."""
+        return self.cache if self.cache.is_busy("train") else None
 
     def follow(self, number: int) -> None:
         """The flags are those of a stage now."""
@@ -92,8 +94,8 @@ class Caching:
         """Validation within this fit begins."""
         step.follow_compile()
         self.test = None
-        if self.server is not None:
-            self.cache.feed("test", loop.evaluation_iterator(self.model))
+        self.cache.begin_test(loop.evaluation_iterator(self.model))
+        if self.cache.is_busy("test"):
             self.test = ServedTest(self.model, self.cache, self._after_test_step)
 
     def _after_test_step(self) -> None:

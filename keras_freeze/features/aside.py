@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
+
+from keras_freeze.errors import CacheWarning
+from keras_freeze.features.fixed import IN_TRAINING, LOSS, MOVES, RANDOM_IN_TRAINING, TRAINS
+from keras_freeze.graph.tree import is_seed
+
+BEFORE_FIT = (
+    "apply it to the data before `fit`, as a few variants of each image, or move it after the base"
+)
+INFERENCE = "let FreezeBase() freeze it with the base, so that it runs in inference mode"
 
 
 class StepAsideError(BaseException):
@@ -13,17 +23,62 @@ class StepAsideError(BaseException):
     Args:
         reason: what is in the way.
         remedy: what the user can do, as an imperative.
+        in_training: whether it is in the way with `training=True` alone, so that validation may
+            still be served.
     """
 
-    def __init__(self, reason: str, remedy: str):
+    def __init__(self, reason: str, remedy: str, *, in_training: bool = False):
         super().__init__(reason)
         self.reason = reason
         self.remedy = remedy
+        self.in_training = in_training
 
 
-def moves(variable: Any) -> tuple[str, str]:
-    """Returns reason and remedy for a state that the frozen part changes when it runs."""
-    return (
-        f"{variable.path!r} of the frozen part changes in each step",
-        "keep such a layer out of the base",
+def obstacle(where: str, why: str, *, is_inside: bool) -> StepAsideError:
+    """Returns the error about a layer whose output changes.
+
+    Args:
+        where: it stands.
+        why: it changes, as `Fixed` says it.
+        is_inside: whether frozen layers come before it too, as before a Dropout of the base.
+    """
+    if why in (TRAINS, MOVES):
+        return StepAsideError(
+            f"{where}, and {why}", "let FreezeBase() freeze it with the base, or take it out"
+        )
+    if why == LOSS:
+        return StepAsideError(f"{where}, and it adds to the loss", "take that loss away")
+    in_training = why in IN_TRAINING
+    if is_inside:
+        return StepAsideError(f"{where}, and {why}", INFERENCE, in_training=in_training)
+    if why == RANDOM_IN_TRAINING:
+        why += ", so each epoch sees other images"
+    return StepAsideError(f"{where}, and {why}", BEFORE_FIT, in_training=in_training)
+
+
+def not_told(what: str) -> StepAsideError:
+    """Returns the error about a layer that may be random in validation too.
+
+    Args:
+        what: "'noise' is called before 'base'".
+    """
+    return StepAsideError(
+        f"{what} in validation without `training=False`", "pass `training` on in the model's `call`"
     )
+
+
+def moved(variables: list[Any]) -> StepAsideError:
+    """Returns the error about states that the frozen part changes when it runs.
+
+    Random code runs in training, as a rule; if it runs in validation too, that is seen there.
+    """
+    return StepAsideError(
+        f"{variables[0].path!r} of the frozen part changes in each step",
+        "keep such a layer out of the base",
+        in_training=all(map(is_seed, variables)),
+    )
+
+
+def warn(text: str) -> None:
+    """Warns of what a cache does."""
+    warnings.warn(f"BottleneckCache {text}", CacheWarning, stacklevel=3)
