@@ -10,7 +10,7 @@ import keras
 
 from keras_freeze.features.aside import StepAsideError, warn
 from keras_freeze.features.budget import free_memory, row_bytes
-from keras_freeze.features.choice import Choice, choose, symbols_of
+from keras_freeze.features.choice import Choice, choose, in_training, symbols_of
 from keras_freeze.features.compute import Features
 from keras_freeze.features.feeds import Feeds
 from keras_freeze.features.layout import Flags
@@ -125,7 +125,8 @@ class FeatureCache:
         choice = choose(self.subject, *self.flags, training=False)
         self._check_worth(choice)
         if choice.part is not None:
-            self._tell_of_validation(bar)
+            at_fault = None if bar.in_training else in_training(self.subject, choice, self.flags[0])
+            self._tell_of_validation(at_fault or bar)
         return choice
 
     def _serve(self, choice: Choice) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from keras_freeze.features.aside import obstacle
+from keras_freeze.features.aside import StepAsideError, obstacle
 from keras_freeze.features.cut import Cut
 from keras_freeze.features.fixed import TRAINS
 from keras_freeze.features.layout import Flags, cut_names, plan_layout
@@ -85,3 +85,18 @@ def symbols_of(part: GraphPart | WholePart) -> list[Any] | None:
     if isinstance(part, WholePart):
         return None
     return [part.program.symbols[value] for value in part.values]
+
+
+def in_training(subject: Subject, choice: Choice, now: Flags) -> StepAsideError | None:
+    """Returns why a choice for validation can't be served to train steps, if a layer is at fault.
+
+    Args:
+        subject: the model.
+        choice: for validation.
+        now: `{id(leaf): trainable}` of all leaves.
+    """
+    judge = subject.fixed(now)
+    for operation in choice.part.operations if choice.part is not None else ():
+        if why := judge.why_not(operation):
+            return obstacle(f"{operation.name!r} can't be cached", why, is_inside=True)
+    return None

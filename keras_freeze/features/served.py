@@ -128,7 +128,7 @@ class Served:
         frozen = frozen_calls(subject.tree, subject.base_leaves)
         calls = {id(layer): call for layer, _, call in frozen}
         container = subject.container
-        wires = [] if container is subject.model else _tripwires(subject, now, calls, training)
+        wires = _tripwires(subject, now, calls, training)
         call = calls.get(id(container), container.call)
         told = [] if training else _told(subject, now, part)
         self.tap = Tap(subject.model, container, part, call, wires, told)
@@ -203,25 +203,24 @@ def _cast(tensor: Any, dtype: str) -> Any:
 
 
 def _tripwires(subject: Subject, now: Flags, calls: dict[int, Any], training: bool) -> list[Wire]:
-    """The layers outside the container that must not be called before it, and why.
-
-    Where only validation is served, what is random in training may be called with `training=False`.
-    """
+    """The layers that must not be called before the container, or not as in training, and why."""
     fixed, in_training = subject.fixed(now, training=training), subject.fixed(now)
     inside = {id(layer) for layer in LayerTree(subject.container)}
     wires = []
     for leaf in subject.tree.leaves:
-        why, why_in_training = fixed.why_not(leaf), in_training.why_not(leaf)
+        why = "" if id(leaf) in inside else fixed.why_not(leaf)
         if why and leaf is subject.model:
             raise StepAsideError(
                 f"{leaf.name!r} has weights of its own, and may use them before its base",
                 "hold these weights in a layer",
             )
-        if id(leaf) in inside or not why_in_training or leaf is subject.model:
-            continue
-        what = f"{leaf.name!r} is called before {subject.container.name!r}"
-        error = obstacle(what, why, is_inside=False) if why else not_told(what)
-        wires.append(Wire(leaf, calls.get(id(leaf), leaf.call), error, spares_inference=not why))
+        before = "" if id(leaf) in inside else f" before {subject.container.name!r}"
+        what = f"{leaf.name!r} is called{before}"
+        call = calls.get(id(leaf), leaf.call)
+        if why:
+            wires.append(Wire(leaf, call, obstacle(what, why, is_inside=False)))
+        elif not training and in_training.why_not(leaf) and not fixed.why_not(leaf):
+            wires.append(Wire(leaf, call, not_told(what), spares_inference=True))
     return wires
 
 

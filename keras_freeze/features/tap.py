@@ -37,19 +37,19 @@ class Reached(BaseException):
 
 @dataclass(frozen=True)
 class Wire:
-    """A layer that changes and may be called before a container that isn't the model itself.
+    """A layer that changes and must not be called before the container.
 
     Attributes:
         layer: it.
         call: its `call` as it runs in a step.
         error: about it.
-        spares_inference: whether it doesn't change where it is called with `training=False`.
+        spares_inference: whether it may be, there and in the prefix, with `training=False`.
     """
 
     layer: Any
     call: Callable[..., Any]
     error: StepAsideError
-    spares_inference: bool
+    spares_inference: bool = False
 
 
 @dataclass
@@ -118,14 +118,14 @@ class Tap:
     def features(self, x: Any, training: bool) -> Features:
         """Runs the model up to the container, and the prefix in it."""
         x = as_called(self.model, x)
-        self._now.job = self._job(x, None)
+        self._now.job, self._now.computes = self._job(x, None), True
         try:
             self.model(x, **({"training": training} if self.knows_training else {}))
         except Reached as reached:
             self._check_losses()
             return reached.features
         finally:
-            self._now.job = None
+            self._now.job, self._now.computes = None, False
         name = self.container.name
         raise StepAsideError(f"the model's code doesn't call {name!r}", "name another base")
 
@@ -187,10 +187,13 @@ class Tap:
 
         def wired(*args: Any, **kwargs: Any) -> Any:
             job = getattr(self._now, "job", None)
-            if job is not None:
-                spared = wire.spares_inference and _is_inference(signature, args, kwargs)
-                if not spared and (wire.spares_inference or job.features is None):
-                    raise wire.error
+            computes = getattr(self._now, "computes", False)
+            if wire.spares_inference:
+                trips = (job or computes) and not _is_inference(signature, args, kwargs)
+            else:
+                trips = job is not None and job.features is None
+            if trips:
+                raise wire.error
             return wire.call(*args, **kwargs)
 
         return wired
