@@ -6,12 +6,13 @@ import warnings
 from typing import Any
 
 from keras_freeze.errors import CacheWarning
-from keras_freeze.features.fixed import IN_TRAINING, LOSS, MOVES, RANDOM_IN_TRAINING, TRAINS
+from keras_freeze.features.fixed import LOSS, MOVES, RANDOM, RANDOM_IN_TRAINING, TOLD, TRAINS
 from keras_freeze.graph.tree import is_seed
 
 BEFORE_FIT = (
     "apply it to the data before `fit`, as a few variants of each image, or move it after the base"
 )
+FROZEN = "let FreezeBase() freeze it with the base, or take it out"
 INFERENCE = "let FreezeBase() freeze it with the base, so that it runs in inference mode"
 
 
@@ -42,18 +43,25 @@ def obstacle(where: str, why: str, *, is_inside: bool) -> StepAsideError:
         why: it changes, as `Fixed` says it.
         is_inside: whether frozen layers come before it too, as before a Dropout of the base.
     """
-    if why in (TRAINS, MOVES):
-        return StepAsideError(
-            f"{where}, and {why}", "let FreezeBase() freeze it with the base, or take it out"
-        )
     if why == LOSS:
-        return StepAsideError(f"{where}, and it adds to the loss", "take that loss away")
-    in_training = why in IN_TRAINING
-    if is_inside:
-        return StepAsideError(f"{where}, and {why}", INFERENCE, in_training=in_training)
+        return StepAsideError(f"{where}, and {LOSS}", "take that loss away")
+    if why == MOVES:
+        return StepAsideError(f"{where}, and {MOVES}", FROZEN)
+    if why == RANDOM:
+        return StepAsideError(f"{where}, and {RANDOM}", "let its `call` take `training`")
+    if why == TOLD:
+        return StepAsideError(
+            f"{where}, and {TOLD}", INFERENCE if is_inside else BEFORE_FIT, in_training=True
+        )
+    if why == RANDOM_IN_TRAINING and is_inside:
+        return StepAsideError(f"{where}, and {RANDOM_IN_TRAINING}", INFERENCE, in_training=True)
     if why == RANDOM_IN_TRAINING:
-        why += ", so each epoch sees other images"
-    return StepAsideError(f"{where}, and {why}", BEFORE_FIT, in_training=in_training)
+        return StepAsideError(
+            f"{where}, and {RANDOM_IN_TRAINING}, so each epoch sees other images",
+            BEFORE_FIT,
+            in_training=True,
+        )
+    return StepAsideError(f"{where}, and {TRAINS}", FROZEN)
 
 
 def not_told(what: str) -> StepAsideError:
@@ -68,14 +76,19 @@ def not_told(what: str) -> StepAsideError:
 
 
 def moved(variables: list[Any]) -> StepAsideError:
-    """Returns the error about states that the frozen part changes when it runs.
+    """Returns the error about states that change when the frozen part runs.
 
     Random code runs in training, as a rule; if it runs in validation too, that is seen there.
     """
+    path = variables[0].path
+    if all(map(is_seed, variables)):
+        return StepAsideError(
+            f"random code runs before the base or in it: {path!r} changes in each step",
+            BEFORE_FIT,
+            in_training=True,
+        )
     return StepAsideError(
-        f"{variables[0].path!r} of the frozen part changes in each step",
-        "keep such a layer out of the base",
-        in_training=all(map(is_seed, variables)),
+        f"{path!r} of the frozen part changes in each step", "keep such a layer out of the base"
     )
 
 

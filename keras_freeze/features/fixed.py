@@ -22,7 +22,6 @@ LOSS = "it adds to the loss"
 RANDOM = "it stays random"
 RANDOM_IN_TRAINING = "it stays random in training"
 TOLD = "it is told that this is training, and may not do the same each time"
-IN_TRAINING = (RANDOM_IN_TRAINING, TOLD)  # no such thing with `training=False`
 FOREIGN = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 

@@ -183,9 +183,9 @@ class Watch:
             return
         self.poor = self.poor + 1 if rows - missing < LEAST_HITS * rows else 0
         if self.poor > self.patience:
-            inputs = "inputs" if self.kind == "train" else "inputs of the validation"
+            of = "" if self.kind == "train" else " of the validation"
             raise StepAsideError(
-                f"the {inputs} differ in each epoch, so hardly a row was found again",
+                f"the inputs{of} differ in each epoch, so hardly a row was found again",
                 "put random augmentation behind the base, or leave the callback out",
             )
 
