@@ -100,6 +100,8 @@ def _text(node: ast.expr, constants: dict[str, ast.expr]) -> str:
     if isinstance(node, ast.JoinedStr):
         parts = [_text(part, constants) for part in node.values]
         return re.sub(f"{VARIES}+", VARIES, "".join(parts))
+    if isinstance(node, ast.IfExp):
+        return f"{_text(node.body, constants)}; or {_text(node.orelse, constants)}"
     if isinstance(node, ast.FormattedValue):
         return _text(node.value, constants) if isinstance(node.value, ast.Name) else VARIES
     return VARIES

@@ -51,17 +51,20 @@ class Caching:
         self.verbose = callback.verbose
         self.iterator = loop.epoch_iterator()
         self.test: ServedTest | None = None
-        self.told: set[int] = set()  # stages
+        self.announced: set[int] = set()  # stages of which the first line was printed,
+        self.told: set[int] = set()  # and the second
         served = _served_leaves(callback.base, model, plan)
         subject = Subject(model, plan.tree, served, plan.base_leaves)
         dtype = numpy_dtype(callback.dtype) if callback.dtype else None
         callback.stats = CacheStats()
-        self.cache = FeatureCache(subject, callback.stats, callback.byte_limit, dtype)
+        self.cache = FeatureCache(
+            subject, callback.stats, callback.byte_limit, dtype, validates=loop.validates()
+        )
 
     @property
     def server(self) -> FeatureCache | None:
-        """What runs the steps; None while the cache has nothing to do."""
-        return self.cache if self.cache.is_busy else None
+        """What runs the train steps; None while the cache has nothing to do with them."""
+        return self.cache if self.cache.is_busy("train") else None
 
     def follow(self, number: int) -> None:
         """The flags are those of a stage now."""
@@ -74,17 +77,25 @@ class Caching:
         self.cache.begin_epoch(self.iterator)
         if self.server is not step.server:
             step.refresh(made=False, server=self.server)
-        if not self.verbose or self.cache.served is None or self.cache.stage in self.told:
+        if not self.verbose or self.cache.served is None or self.cache.stage in self.announced:
             return ""
-        names = self.cache.stats.cuts[self.cache.stage]
-        rows, batches = self.cache.store.expected, self.cache.batches
-        return first_pass_line(names, self.cache.row_bytes(), rows, batches)
+        self.announced.add(self.cache.stage)
+        stats = self.cache.stats
+        return first_pass_line(
+            stats.cuts[self.cache.stage],
+            self.cache.row_bytes(),
+            self.cache.store.expected,
+            self.cache.batches,
+            validation_only=stats.validation_only,
+        )
 
     def end_data(self, epoch: int) -> str:
         """An epoch and its validation are over; returns what to print."""
         self.cache.end_epoch()
         if not self.verbose or self.cache.served is None or self.cache.stage in self.told:
             return ""
+        if not self.cache.stats.rows:
+            return ""  # of the validation, in an epoch that has none
         self.told.add(self.cache.stage)
         return pass_line(epoch + 1, self.epochs, self.cache.stats)
 
@@ -92,8 +103,8 @@ class Caching:
         """Validation within this fit begins."""
         step.follow_compile()
         self.test = None
-        if self.server is not None:
-            self.cache.feed("test", loop.evaluation_iterator(self.model))
+        self.cache.begin_test(loop.evaluation_iterator(self.model))
+        if self.cache.is_busy("test"):
             self.test = ServedTest(self.model, self.cache, self._after_test_step)
 
     def _after_test_step(self) -> None:

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras_freeze.errors import CacheWarning, warn
+from keras_freeze.features.fixed import LOSS, MOVES, RANDOM, RANDOM_IN_TRAINING, TOLD, TRAINS
+from keras_freeze.graph.tree import is_seed
+
+BEFORE_FIT = (
+    "apply it to the data before `fit`, as a few variants of each image, or move it after the base"
+)
+FROZEN = "let FreezeBase() freeze it with the base, or take it out"
+INFERENCE = "let FreezeBase() freeze it with the base, so that it runs in inference mode"
+
 
 class StepAsideError(BaseException):
     """The frozen part can't be cached.
@@ -13,17 +23,74 @@ class StepAsideError(BaseException):
     Args:
         reason: what is in the way.
         remedy: what the user can do, as an imperative.
+        in_training: whether it is in the way with `training=True` alone, so that validation may
+            still be served.
     """
 
-    def __init__(self, reason: str, remedy: str):
+    def __init__(self, reason: str, remedy: str, *, in_training: bool = False):
         super().__init__(reason)
         self.reason = reason
         self.remedy = remedy
+        self.in_training = in_training
 
 
-def moves(variable: Any) -> tuple[str, str]:
-    """Returns reason and remedy for a state that the frozen part changes when it runs."""
-    return (
-        f"{variable.path!r} of the frozen part changes in each step",
-        "keep such a layer out of the base",
+def obstacle(where: str, why: str, *, is_inside: bool) -> StepAsideError:
+    """Returns the error about a layer whose output changes.
+
+    Args:
+        where: it stands.
+        why: it changes, as `Fixed` says it.
+        is_inside: whether frozen layers come before it too, as before a Dropout of the base.
+    """
+    if why == LOSS:
+        return StepAsideError(f"{where}, and {LOSS}", "take that loss away")
+    if why == MOVES:
+        return StepAsideError(f"{where}, and {MOVES}", FROZEN)
+    if why == RANDOM:
+        return StepAsideError(f"{where}, and {RANDOM}", "let its `call` take `training`")
+    if why == TOLD:
+        return StepAsideError(
+            f"{where}, and {TOLD}", INFERENCE if is_inside else BEFORE_FIT, in_training=True
+        )
+    if why == RANDOM_IN_TRAINING and is_inside:
+        return StepAsideError(f"{where}, and {RANDOM_IN_TRAINING}", INFERENCE, in_training=True)
+    if why == RANDOM_IN_TRAINING:
+        return StepAsideError(
+            f"{where}, and {RANDOM_IN_TRAINING}, so each epoch sees other images",
+            BEFORE_FIT,
+            in_training=True,
+        )
+    return StepAsideError(f"{where}, and {TRAINS}", FROZEN)
+
+
+def not_told(what: str) -> StepAsideError:
+    """Returns the error about a layer that may be random in validation too.
+
+    Args:
+        what: "'noise' is called before 'base'".
+    """
+    return StepAsideError(
+        f"{what} in validation without `training=False`", "pass `training` on in the model's `call`"
     )
+
+
+def moved(variables: list[Any]) -> StepAsideError:
+    """Returns the error about states that change when the frozen part runs.
+
+    Random code runs in training, as a rule; if it runs in validation too, that is seen there.
+    """
+    path = variables[0].path
+    if all(map(is_seed, variables)):
+        return StepAsideError(
+            f"random code runs before the base or in it: {path!r} changes in each step",
+            BEFORE_FIT,
+            in_training=True,
+        )
+    return StepAsideError(
+        f"{path!r} of the frozen part changes in each step", "keep such a layer out of the base"
+    )
+
+
+def tell(text: str) -> None:
+    """Warns of what a cache does."""
+    warn(f"BottleneckCache {text}", CacheWarning)

@@ -8,18 +8,19 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import CacheWarning, warn
-from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.aside import StepAsideError, tell
 from keras_freeze.features.budget import free_memory, row_bytes
+from keras_freeze.features.choice import Choice, choose, in_training, symbols_of
 from keras_freeze.features.compute import Features
+from keras_freeze.features.feeds import Feeds
 from keras_freeze.features.layout import Flags
 from keras_freeze.features.part import GraphPart, WholePart
 from keras_freeze.features.rows import HashedRows, NumberedRows, Rows
-from keras_freeze.features.served import Choice, Served, Subject, choose, symbols_of
+from keras_freeze.features.served import Served, Subject
 from keras_freeze.features.stats import CacheStats
 from keras_freeze.features.store import MemoryStore
 from keras_freeze.features.watch import Watch
-from keras_freeze.training.feed import ArrayFeed, Numbers, array_feed, restored
+from keras_freeze.training.feed import Numbers, restored
 from keras_freeze.training.patch import attributes
 
 Batch = Any
@@ -34,6 +35,7 @@ class FeatureCache:
         stats: is kept up to date.
         max_bytes: of all rows; None = half of the free memory.
         dtype: in which float features are kept; None = as they are.
+        validates: whether the fit has a validation.
 
     Attributes:
         served: what is served in the stage that runs, or None.
@@ -46,8 +48,11 @@ class FeatureCache:
         stats: CacheStats,
         max_bytes: int | None,
         dtype: Any,
+        *,
+        validates: bool,
     ):
         self.subject = subject
+        self.validates = validates
         self.stats = stats
         self.backend = importlib.import_module(
             f"keras_freeze.features.on_{keras.backend.backend()}"
@@ -56,12 +61,14 @@ class FeatureCache:
         self.watch = Watch(self.backend)
         self.features = Features(self.store, self.watch, stats)
         self.dtype = dtype
-        self.feeds: dict[str, ArrayFeed] = {}
-        self.batches: int | None = None  # of training rows in an epoch, as far as that is known
+        self.feeds = Feeds(self.backend.to_tensor)
+        self.batches: int | None = None  # of the rows that are judged, as far as that is known
         self.served: Served | None = None
         self.stage = 0
         self.has_stopped = False  # within an epoch: its steps were traced on batches
         self.part: GraphPart | WholePart | None = None  # what was served last
+        self.barred: StepAsideError | None = None  # training can't be served in any stage
+        self.is_due = False  # another choice is to be made when the next validation begins
         stats.enabled = True
         try:
             self.backend.check(subject.model)
@@ -69,10 +76,13 @@ class FeatureCache:
         except StepAsideError as error:
             self.step_aside(error)
 
-    @property
-    def is_busy(self) -> bool:
-        """True while steps have to come by here."""
-        return self.served is not None or bool(self.feeds) or self.has_stopped
+    def serves(self, kind: str) -> bool:
+        """True if steps of a kind, "train" or "test", are served in the stage that runs."""
+        return self.served is not None and (self.served.training or kind == "test")
+
+    def is_busy(self, kind: str) -> bool:
+        """True while steps of a kind have to come by here."""
+        return self.serves(kind) or kind in self.feeds or self.has_stopped
 
     def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
         """Moves the cut to where it belongs in a stage.
@@ -83,29 +93,59 @@ class FeatureCache:
             later: the flags of each stage that will follow, in order.
         """
         self.stage = stage
-        self.served = None
+        self.flags = now, later
         self.has_stopped = False
         self.whole = self.backend.Lighter(self.subject.model, hidden=[])
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        self.served = None
+        self.is_due = False
         if not self.stats.enabled:
             return
         try:
             if self.store.rows:
                 self.watch.check_weights()  # before those of the new prefix are looked at
-            choice = choose(self.subject, now, later)
-            self._check_worth(choice)
-            self._serve(choice, now)
+            self._serve(self._choose())
         except StepAsideError as error:
             self.step_aside(error)
 
-    def _serve(self, choice: Choice, now: Flags) -> None:
+    def _choose(self) -> Choice:
+        """What is served of training and validation; of validation alone if that can't be."""
+        bar = self.barred
+        if bar is None:
+            try:
+                choice = choose(self.subject, *self.flags)
+                self._check_worth(choice)
+                return choice
+            except StepAsideError as error:
+                bar = error
+        if not self.validates:
+            raise bar
+        choice = choose(self.subject, *self.flags, training=False)
+        self._check_worth(choice)
+        if choice.part is not None:
+            at_fault = None if bar.in_training else in_training(self.subject, choice, self.flags[0])
+            self._tell_of_validation(at_fault or bar)
+        return choice
+
+    def _serve(self, choice: Choice) -> None:
         kept = self._keep_only(choice.columns)
         if choice.part is not None:
             if kept and self.part is not None:
                 choice.part.follow(self.part)
-            self.served = Served(self.subject, choice.part, now, self.backend, self.dtype)
+            arguments = self.subject, choice.part, self.flags[0], self.backend, self.dtype
+            self.served = Served(*arguments, training=choice.training)
             self.part = choice.part
             self.stats.cuts[self.stage] = choice.names
-            self.watch.look_at(choice.part.layers, self.subject.around)
+            self.watch.look_at(choice.part.layers, self.subject.around, training=choice.training)
+            if choice.training:
+                self.stats.validation_only, self.stats.reason = False, ""
+
+    def _tell_of_validation(self, error: StepAsideError) -> None:
+        self.stats.validation_only, self.stats.reason = True, error.reason
+        if self.watch.once("validation only"):
+            tell(f"serves validation only: {error.reason}. To cache training too, {error.remedy}.")
 
     def _check_worth(self, choice: Choice) -> None:
         if choice.part is None and not choice.later and not self.stats.cuts:
@@ -130,9 +170,7 @@ class FeatureCache:
         self.store.clear()
         self.stats.rows = self.stats.bytes = 0
         self.watch.poor = 0
-        for feed in self.feeds.values():
-            feed.slots.fill(-1)
-            feed.is_new.fill(False)
+        self.feeds.forget()
 
     def begin_epoch(self, iterator: Any) -> None:
         """Looks for what may have changed since the last epoch.
@@ -140,22 +178,47 @@ class FeatureCache:
         Args:
             iterator: hands out the training batches.
         """
+        if self.serves("train"):
+            self._look_again()
+        if self.serves("train"):
+            self._expect(iterator)
+            self.feed("train", iterator)
+        else:
+            self.feeds.stop("train", *([] if self.serves("test") else ["test"]))
+        self.watch.begin_epoch()
+        if self.watch.last_rows and self.watch.kind not in self.feeds:
+            self.store.expected = self.watch.last_rows  # the last batch may have been smaller
+
+    def begin_test(self, iterator: Any) -> None:
+        """Before a validation: its rows are those that count where training isn't served.
+
+        Args:
+            iterator: hands out the batches of the validation.
+        """
+        if self.is_due:
+            self._begin_stage()
+        alone = not self.serves("train")
+        if alone and self.serves("test"):
+            self._look_again()
+        if alone and self.serves("test"):
+            self._expect(iterator)
+        elif alone:
+            self.feeds.stop("test")
+        self.feed("test", iterator)
+
+    def _look_again(self) -> None:
+        """Steps aside if weights or arrays aren't what they were."""
+        assert self.served is not None
         try:
-            if self.served is not None:
-                self.watch.check_weights()
-                for feed in self.feeds.values():
-                    self.watch.check_rows(feed, self.served.places(feed.structure))
+            self.watch.check_weights()
+            for feed in self.feeds:
+                self.watch.check_rows(feed, self.served.places(feed.structure))
         except StepAsideError as error:
             self.step_aside(error)
-        if self.served is None:
-            self._stop_feeds()
-        else:
-            self.feed("train", iterator)
-            self.batches = getattr(iterator, "num_batches", None)
-            self.watch.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
-        self.watch.begin_epoch()
-        if self.watch.last_rows and "train" not in self.feeds:
-            self.store.expected = self.watch.last_rows  # the last batch may have been smaller
+
+    def _expect(self, iterator: Any) -> None:
+        self.batches = getattr(iterator, "num_batches", None)
+        self.watch.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
 
     def end_epoch(self) -> None:
         """Looks at how often the rows of this epoch were known."""
@@ -167,22 +230,9 @@ class FeatureCache:
 
     def feed(self, kind: str, iterator: Any) -> None:
         """Takes the arrays behind an iterator by number, if that is possible."""
-        known = self.feeds.get(kind)
-        if self.served is None or (known is not None and known.epoch_iterator is iterator):
-            return
-        feed = array_feed(iterator, self.backend.to_tensor)
-        if feed is not None:
-            feed.put(rests=kind == "test")
-            self.feeds[kind] = feed
-            if kind == "train" and not self.store.rows:
-                self.store.expected = len(feed)
-
-    def _stop_feeds(self) -> None:
-        """Keras makes the batches again; but for an iterator that runs on."""
-        for feed in self.feeds.values():
-            feed.put_back()
-        if all(feed.epoch_iterator.steps_per_epoch is None for feed in self.feeds.values()):
-            self.feeds.clear()
+        feed = self.feeds.put(kind, iterator) if self.served is not None else None
+        if feed is not None and kind == self.watch.kind and not self.store.rows:
+            self.store.expected = len(feed)
 
     def step(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
         """Runs a step of `fit` or of its validation.
@@ -192,27 +242,27 @@ class FeatureCache:
             args: what Keras called the model's train or test function with.
             plain: makes the function that runs the whole model.
         """
-        if not self.is_busy:
+        if not self.is_busy(kind):
             return self.backend.plain(plain(), *args)
         state, batches = self.backend.pull(args, self.subject.model.steps_per_execution)
         if not batches:
             raise StopIteration
         served = self.served
-        if served is not None:
+        if served is not None and self.serves(kind):
             try:
                 served.tap.check_used()
                 with attributes(served.patches):
                     brought = [self._with_features(served, kind, state, b) for b in batches]
                     return served.lighter.step(served.function(kind), state, brought)
             except StepAsideError as error:
-                self.step_aside(error)
+                self._stop(error, kind)
         self.has_stopped = True
         return self.whole.step(plain(), state, [restored(batch) for batch in batches])
 
     def _with_features(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         rows = self._rows(served, kind, x)
-        if kind == "train" and self.batches and self.store.expected is None:
+        if kind == self.watch.kind and self.batches and self.store.expected is None:
             self.store.expected = self.batches * rows.size
         columns = self.features.of(rows, served, kind, state)
         tensors = {name: self.backend.to_tensor(array) for name, array in columns.items()}
@@ -231,16 +281,24 @@ class FeatureCache:
             x = x.feed.x(x.numbers)
         return HashedRows(x, served.places(x), self.store, self.backend, salt)
 
+    def _stop(self, error: StepAsideError, kind: str) -> None:
+        """Within a step: what is in the way of training alone leaves validation to be served."""
+        if kind == "test" or not error.in_training or not self.validates:
+            self.step_aside(error)
+            return
+        self.barred = error.with_traceback(None)
+        self.served = None
+        self.is_due = True  # not now: on JAX variables hold nothing within an epoch
+
     def step_aside(self, error: StepAsideError) -> None:
         """From now on the whole model runs in each step."""
         self.served = None
-        self.stats.enabled = False
+        self.stats.enabled = self.stats.validation_only = False
         self.stats.reason = error.reason
         self._forget()
-        warn(
-            f"BottleneckCache stepped aside, and the run goes on uncached: {error.reason}. To use "
-            f"it, {error.remedy}.",
-            CacheWarning,
+        tell(
+            f"stepped aside, and the run goes on uncached: {error.reason}. To use it, "
+            f"{error.remedy}."
         )
 
     def row_bytes(self) -> int | None:
@@ -254,7 +312,5 @@ class FeatureCache:
         """Gives everything back; the counts stay."""
         self.served = None
         self.store.clear()
-        for feed in self.feeds.values():
-            feed.put_back()
-        self.feeds.clear()
+        self.feeds.close()
         self.features.seen.clear()

@@ -9,8 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.errors import CacheWarning, warn
-from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.aside import StepAsideError, tell
 from keras_freeze.features.keys import Key
 from keras_freeze.features.rows import Positions, Rows
 from keras_freeze.features.served import Served
@@ -170,8 +169,9 @@ class Features:
 
     def _warn_of_budget(self) -> None:
         size, rows = self.store.bytes_per_row, self.store.expected
-        needed = f"; {rows} training rows need {readable(size * rows)}" if rows else ""
-        _warn(
+        of = "training" if self.watch.kind == "train" else "validation"
+        needed = f"; {rows} {of} rows need {readable(size * rows)}" if rows else ""
+        tell(
             f"is full: `max_bytes`, {readable(self.store.max_bytes)}, holds {self.store.rows} rows "
             f"of {readable(size)}. The others are computed in each epoch{needed}. Raise "
             "`max_bytes`, or halve the bytes with dtype='float16'."
@@ -183,7 +183,7 @@ class Features:
                 bad = ~np.isfinite(array.astype("float32")).reshape(len(array), -1).all(axis=1)
                 if bad.any() and self.watch.once("nan"):
                     count = f"{int(bad.sum())} of {len(bad)} images"
-                    _warn(
+                    tell(
                         f"found NaN or infinite features, of {count}. They are served "
                         "as they are: look at these inputs, and at the weights of the base."
                     )
@@ -201,10 +201,6 @@ class Features:
                     "keep such layers out of the frozen part",
                 )
         self.watch.check_seconds += time.perf_counter() - began
-
-
-def _warn(text: str) -> None:
-    warn(f"BottleneckCache {text}", CacheWarning)
 
 
 def _joined(parts: list[Array]) -> Array:

@@ -21,6 +21,7 @@ class Cut:
         fixed: all values that are the same in each step.
         obstacle: the layer that alone keeps frozen layers behind it from being cached, or None.
         reason: what is wrong with the obstacle.
+        is_inside: whether frozen layers come before the obstacle too.
     """
 
     values: tuple[Value, ...]
@@ -29,6 +30,7 @@ class Cut:
     fixed: frozenset[Value]
     obstacle: Any = None
     reason: str = ""
+    is_inside: bool = False
 
 
 def find_cut(
@@ -64,25 +66,26 @@ def find_cut(
             tail.append(step)
             needed.update(step.reads.values())
     given = tuple(place for place, number in enumerate(program.inputs) if number in needed)
-    obstacle, reason = _obstacle(program, frontier, is_frozen)
+    barrier, reason = _obstacle(program, frontier, is_frozen)
     return Cut(
         values=tuple(sorted(values)),
         tail=tuple(reversed(tail)),
         given=given,
         fixed=frozenset(fixed),
-        obstacle=obstacle,
+        obstacle=barrier and barrier.operation,
         reason=reason,
+        is_inside=barrier is not None and not worth.isdisjoint(barrier.reads.values()),
     )
 
 
 def _obstacle(
     program: Program, frontier: list[tuple[Step, str]], is_frozen: Callable[[Any], bool]
-) -> tuple[Any, str]:
-    """A layer that doesn't train, but changes, and has frozen layers behind it."""
+) -> tuple[Step | None, str]:
+    """The call of a layer that doesn't train, but changes, and has frozen layers behind it."""
     for step, reason in frontier:
         behind = _behind(program, step) if reason != TRAINS else ()
         if any(is_frozen(other.operation) for other in behind):
-            return step.operation, reason
+            return step, reason
     return None, ""
 
 

@@ -18,6 +18,10 @@ from keras_freeze.training.trainable import is_batch_norm, trained
 
 TRAINS = "trains"
 MOVES = "its statistics move"
+LOSS = "it adds to the loss"
+RANDOM = "it stays random"
+RANDOM_IN_TRAINING = "it stays random in training"
+TOLD = "it is told that this is training, and may not do the same each time"
 FOREIGN = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
@@ -28,12 +32,23 @@ class Fixed:
         tree: the whole model.
         base: ids of the leaves that run in inference mode while they are frozen.
         flags: of all leaves, as in `trained`.
+        training: whether layers are called with `training=True`, as in a train step. In a
+            validation what is random in training alone is fixed; what trains or moves in the steps
+            in between isn't.
     """
 
-    def __init__(self, tree: LayerTree, base: set[int], flags: Mapping[int, bool]):
+    def __init__(
+        self,
+        tree: LayerTree,
+        base: set[int],
+        flags: Mapping[int, bool],
+        *,
+        training: bool = True,
+    ):
         self.tree = tree
         self.base = base
         self.flags = flags
+        self.training = training
 
     def why_not(self, operation: Any) -> str:
         """Returns why the output of a layer changes, "trains" first of all; "" if it doesn't."""
@@ -46,21 +61,28 @@ class Fixed:
         return self._why_not_quiet(operation, leaves)
 
     def _why_not_quiet(self, operation: Layer, leaves: list[Layer]) -> str:
-        inference = all(id(leaf) in self.base and not self.flags[id(leaf)] for leaf in leaves)
+        frozen = all(id(leaf) in self.base and not self.flags[id(leaf)] for leaf in leaves)
         for layer in _all_below(operation):
-            if layer.activity_regularizer is not None:
-                return "it adds to the loss"
-            knows_training = "training" in inspect.signature(layer.call).parameters
-            if draws_random_numbers(layer) and not (inference and knows_training):
-                return "it stays random"
-            if self._is_moving(layer):
-                return MOVES
-            if knows_training and not inference and not isinstance(layer, keras.Model):
-                if not is_of_keras(layer):
-                    return "it is told that this is training, and may not do the same each time"
-                if own_states(layer) and not is_batch_norm(layer):
-                    return MOVES
+            if reason := self._why_not_alone(layer, frozen):
+                return reason
         return ""
+
+    def _why_not_alone(self, layer: Layer, frozen: bool) -> str:
+        """Judges a layer without those below it; a frozen one gets `training=False` always."""
+        knows_training = "training" in inspect.signature(layer.call).parameters
+        if layer.activity_regularizer is not None:
+            return LOSS
+        if draws_random_numbers(layer) and not knows_training:
+            return RANDOM
+        if draws_random_numbers(layer) and self.training and not frozen:
+            return RANDOM_IN_TRAINING
+        if self._is_moving(layer):
+            return MOVES
+        if not knows_training or frozen or isinstance(layer, keras.Model):
+            return ""
+        if self.training and not is_of_keras(layer):
+            return TOLD
+        return MOVES if own_states(layer) and not is_batch_norm(layer) else ""
 
     def _is_moving(self, layer: Layer) -> bool:
         """A BatchNormalization that isn't frozen moves its statistics, also without weights."""

@@ -11,7 +11,7 @@ import jax
 import keras
 import numpy as np
 
-from keras_freeze.features.aside import StepAsideError, moves
+from keras_freeze.features.aside import StepAsideError, moved
 from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.features.threads import side_by_side
 from keras_freeze.training.feed import numbered
@@ -46,9 +46,9 @@ def compiled(
         mapping = list(zip(variables, [*trainable, *others], strict=True))
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             features = function(x)
-        for variable, value in mapping:
-            if scope.get_current_value(variable) is not value:
-                raise StepAsideError(*moves(variable))
+        new = [v for v, value in mapping if scope.get_current_value(v) is not value]
+        if new:
+            raise moved(new)
         return features
 
     ready: dict[str, Any] = {}

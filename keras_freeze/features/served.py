@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from keras_freeze.features.aside import StepAsideError
-from keras_freeze.features.cut import Cut
-from keras_freeze.features.fixed import TRAINS, Fixed, is_of_keras
-from keras_freeze.features.layout import Flags, cut_names, plan_layout
+from keras_freeze.features.aside import StepAsideError, not_told, obstacle
+from keras_freeze.features.fixed import Fixed, is_of_keras
+from keras_freeze.features.layout import Flags
 from keras_freeze.features.part import Features, GraphPart, WholePart
-from keras_freeze.features.tap import OBSTACLE, Tap
+from keras_freeze.features.tap import Tap, Wire
 from keras_freeze.graph.program import Program, read_program
 from keras_freeze.graph.tree import Layer, LayerTree, hidden_layers
 from keras_freeze.training.functions import has_own_functions, make_over
@@ -75,8 +73,9 @@ class Subject:
                 "override `train_step` or `test_step` instead",
             )
 
-    def fixed(self, flags: Flags) -> Fixed:
-        return Fixed(self.tree, {id(leaf) for leaf in self.base_leaves}, flags)
+    def fixed(self, flags: Flags, *, training: bool = True) -> Fixed:
+        inside = {id(leaf) for leaf in self.base_leaves}
+        return Fixed(self.tree, inside, flags, training=training)
 
 
 def _container(tree: LayerTree, served: list[Layer]) -> tuple[Layer, Program | None]:
@@ -94,63 +93,6 @@ def _container(tree: LayerTree, served: list[Layer]) -> tuple[Layer, Program | N
     return readable or (holders[0] if holders else tree.root, None)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a stage keeps.
-
-    Attributes:
-        part: what is served; None if this stage serves nothing.
-        columns: what is kept, also for later stages; None = what was kept before.
-        names: of the layers that give what is served.
-        later: whether a later stage serves something.
-    """
-
-    part: GraphPart | WholePart | None
-    columns: tuple[str, ...] | None
-    names: list[str]
-    later: bool
-
-
-def choose(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice:
-    """Finds what is served in a stage.
-
-    Args:
-        subject: the model.
-        now: `{id(leaf): trainable}` of all leaves.
-        later: the same for each stage that will follow, in order.
-
-    Raises:
-        StepAsideError: a layer that isn't trained, but changes, keeps frozen ones from it.
-    """
-    if subject.program is None:
-        return _choose_whole(subject, now, later)
-    layout = plan_layout(subject.program, subject.fixed, now, later)
-    _check_obstacle(layout.cut)
-    columns = tuple(str(value) for value in layout.values)
-    names = cut_names(subject.program, layout.cut.values)
-    part = GraphPart(subject.program, layout.cut, layout.values) if names else None
-    return Choice(part, columns, names, layout.later)
-
-
-def _choose_whole(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice:
-    container = subject.container
-    reasons = [subject.fixed(flags).why_not(container) for flags in (now, *later)]
-    if reasons[0] not in ("", TRAINS):
-        raise StepAsideError(f"{container.name!r} can't be cached: {reasons[0]}", OBSTACLE)
-    coming = "" in reasons[1:]
-    if reasons[0] == TRAINS:
-        return Choice(None, (), [], coming)
-    calls = {id(layer): call for layer, _, call in frozen_calls(subject.tree, subject.base_leaves)}
-    part = WholePart(container, calls.get(id(container), container.call))
-    return Choice(part, None, [container.name], coming)
-
-
-def _check_obstacle(cut: Cut) -> None:
-    if cut.obstacle is not None:
-        name = cut.obstacle.name
-        raise StepAsideError(f"{name!r} comes before frozen layers, and {cut.reason}", OBSTACLE)
-
-
 class Served:
     """The functions of a stage.
 
@@ -160,12 +102,21 @@ class Served:
         now: `{id(leaf): trainable}` of all leaves.
         backend: the module of the backend.
         dtype: in which float features are kept; None = as they are.
+        training: False = only the steps of the validation are served.
     """
 
     def __init__(
-        self, subject: Subject, part: GraphPart | WholePart, now: Flags, backend: Any, dtype: Any
+        self,
+        subject: Subject,
+        part: GraphPart | WholePart,
+        now: Flags,
+        backend: Any,
+        dtype: Any,
+        *,
+        training: bool = True,
     ):
         self.subject = subject
+        self.training = training
         self.dtype = dtype
         self.part = part
         self.backend = backend
@@ -177,9 +128,10 @@ class Served:
         frozen = frozen_calls(subject.tree, subject.base_leaves)
         calls = {id(layer): call for layer, _, call in frozen}
         container = subject.container
-        wires = [] if container is subject.model else _tripwires(subject, now, calls)
+        wires = _tripwires(subject, now, calls, training)
         call = calls.get(id(container), container.call)
-        self.tap = Tap(subject.model, container, part, call, wires)
+        told = [] if training else _told(subject, now, part)
+        self.tap = Tap(subject.model, container, part, call, wires, told)
         self.patches = [*frozen, *self.tap.patches]
         self.lighter = backend.Lighter(subject.model, self._hidden())
         self.is_trusted = self.alike and all(map(_is_row_by_row, part.operations))
@@ -200,7 +152,7 @@ class Served:
 
     def prefix(self, kind: str) -> Callable[..., Any]:
         """Returns the prefix for "train" or "test": (state, inputs) -> features, of batches."""
-        kind = "train" if self.alike else kind
+        kind = "train" if self.alike and self.training else kind
         if kind not in self._prefixes:
             tap, training = self.tap, kind == "train"
             self._prefixes[kind] = self.backend.compiled(
@@ -250,21 +202,32 @@ def _cast(tensor: Any, dtype: str) -> Any:
     return keras.ops.cast(tensor, dtype) if is_float else tensor
 
 
-def _tripwires(
-    subject: Subject, now: Flags, calls: dict[int, Any]
-) -> list[tuple[Layer, Callable[..., Any], str]]:
-    """The layers outside the container that must not be called before it, and why."""
-    fixed = subject.fixed(now)
+def _tripwires(subject: Subject, now: Flags, calls: dict[int, Any], training: bool) -> list[Wire]:
+    """The layers that must not be called before the container, or not as in training, and why."""
+    fixed, in_training = subject.fixed(now, training=training), subject.fixed(now)
     inside = {id(layer) for layer in LayerTree(subject.container)}
-    outside = [leaf for leaf in subject.tree.leaves if id(leaf) not in inside]
-    reasons = [(leaf, fixed.why_not(leaf)) for leaf in outside]
-    for leaf, reason in reasons:
-        if reason and leaf is subject.model:
+    wires = []
+    for leaf in subject.tree.leaves:
+        why = "" if id(leaf) in inside else fixed.why_not(leaf)
+        if why and leaf is subject.model:
             raise StepAsideError(
                 f"{leaf.name!r} has weights of its own, and may use them before its base",
                 "hold these weights in a layer",
             )
-    return [(leaf, calls.get(id(leaf), leaf.call), reason) for leaf, reason in reasons if reason]
+        before = "" if id(leaf) in inside else f" before {subject.container.name!r}"
+        what = f"{leaf.name!r} is called{before}"
+        call = calls.get(id(leaf), leaf.call)
+        if why:
+            wires.append(Wire(leaf, call, obstacle(what, why, is_inside=False)))
+        elif not training and in_training.why_not(leaf) and not fixed.why_not(leaf):
+            wires.append(Wire(leaf, call, not_told(what), spares_inference=True))
+    return wires
+
+
+def _told(subject: Subject, now: Flags, part: GraphPart | WholePart) -> list[Layer]:
+    """What must be called with `training=False` where only validation is served."""
+    changing = any(map(subject.fixed(now).why_not, part.operations))
+    return [subject.model, *([subject.container] if changing else [])]
 
 
 def _is_row_by_row(operation: Any) -> bool:
@@ -292,10 +255,3 @@ def _not_of_keras(model: Model, names: Sequence[str]) -> list[str]:
     modules = [getattr(type(model), name).__module__.split(".")[0] for name in names]
     pairs = zip(names, modules, strict=True)
     return [name for name, module in pairs if name in vars(model) or module != "keras"]
-
-
-def symbols_of(part: GraphPart | WholePart) -> list[Any] | None:
-    """Returns the symbolic tensors of what is kept; None of a container that can't be read."""
-    if isinstance(part, WholePart):
-        return None
-    return [part.program.symbols[value] for value in part.values]

@@ -17,9 +17,11 @@ class CacheStats:
         base_passes: distinct images whose features were computed (each time that they were), over
             distinct images seen. 1.0 is the least there can be.
         cuts: for each stage that was cached, the names of the layers whose outputs are kept.
-        enabled: whether the frozen part is cached; False before the first `fit`, and once the cache
-            has stepped aside.
-        reason: why it stepped aside, or "".
+        enabled: whether rows are served; False before the first `fit`, and once the cache has
+            stepped aside.
+        validation_only: whether only the rows of the validation are, so that the counts above are
+            of these alone: something in front of the base is random in training.
+        reason: why training isn't served, or nothing is; else "".
 
     Examples:
         >>> BottleneckCache().stats.enabled
@@ -33,4 +35,5 @@ class CacheStats:
     base_passes: float = 0.0
     cuts: dict[int, list[str]] = field(default_factory=dict)
     enabled: bool = False
+    validation_only: bool = False
     reason: str = ""

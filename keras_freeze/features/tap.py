@@ -15,17 +15,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.aside import StepAsideError, not_told
 from keras_freeze.features.part import Features, GraphPart, WholePart
 from keras_freeze.graph.program import as_called, is_of_keras, version_of
 from keras_freeze.graph.tree import has_added_losses
 
 Model = Any
 Tensor = Any
-OBSTACLE = (
-    "let FreezeBase() freeze it with the base, so that it runs in inference mode, or take it out; "
-    "behind random augmentation there is nothing to cache"
-)
 
 
 class Reached(BaseException):
@@ -37,6 +33,23 @@ class Reached(BaseException):
     def __init__(self, features: Features):
         super().__init__()
         self.features = features
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A layer that changes and must not be called before the container.
+
+    Attributes:
+        layer: it.
+        call: its `call` as it runs in a step.
+        error: about it.
+        spares_inference: whether it may be, there and in the prefix, with `training=False`.
+    """
+
+    layer: Any
+    call: Callable[..., Any]
+    error: StepAsideError
+    spares_inference: bool = False
 
 
 @dataclass
@@ -64,8 +77,8 @@ class Tap:
         container: whose `call` is answered.
         part: what is served.
         call: the container's `call` as it runs in a step.
-        tripwires: `(layer, call, reason)` of layers that change and may be called before a
-            container that isn't the model itself.
+        tripwires: of layers that change.
+        told: layers that must be called with `training=False`; the model where it can be.
     """
 
     def __init__(
@@ -74,18 +87,24 @@ class Tap:
         container: Any,
         part: GraphPart | WholePart,
         call: Callable[..., Any],
-        tripwires: list[tuple[Any, Callable[..., Any], str]],
+        tripwires: list[Wire],
+        told: list[Any],
     ):
         self.model = model
         self.container = container
         self.part = part
         self.call = call
         self.knows_training = "training" in inspect.signature(model.call).parameters
+        self.told = {
+            id(layer): inspect.signature(layer.call)
+            for layer in told
+            if layer is not model or self.knows_training
+        }
         self.served_steps = {kind: self._step(kind) for kind in ("train", "test")}
         self._now = threading.local()
         self.is_used = True  # as far as is known
         self.patches: list[tuple[Any, str, Any]] = [
-            (layer, "call", self._wire(layer, call, reason)) for layer, call, reason in tripwires
+            (wire.layer, "call", self._wire(wire)) for wire in tripwires
         ]
         if container is not model:
             self.patches.append((model, "call", self._watch(model.call)))
@@ -99,14 +118,14 @@ class Tap:
     def features(self, x: Any, training: bool) -> Features:
         """Runs the model up to the container, and the prefix in it."""
         x = as_called(self.model, x)
-        self._now.job = self._job(x, None)
+        self._now.job, self._now.computes = self._job(x, None), True
         try:
             self.model(x, **({"training": training} if self.knows_training else {}))
         except Reached as reached:
             self._check_losses()
             return reached.features
         finally:
-            self._now.job = None
+            self._now.job, self._now.computes = None, False
         name = self.container.name
         raise StepAsideError(f"the model's code doesn't call {name!r}", "name another base")
 
@@ -133,6 +152,7 @@ class Tap:
         if job is None or not job.is_open:
             return self.call(*args, **kwargs)
         self._now.job = None
+        self._check_told(self.container, args, kwargs)
         if self.container is self.model:
             _check_same(args, kwargs, job)  # JAX's step goes past a `__call__` of the model's own
         if job.features is None:
@@ -147,6 +167,7 @@ class Tap:
             if job is None:
                 return call(*args, **kwargs)
             _check_same(args, kwargs, job)
+            self._check_told(self.model, args, kwargs)
             job.is_open = True
             try:
                 return call(*args, **kwargs)
@@ -155,16 +176,25 @@ class Tap:
 
         return watched
 
-    def _wire(self, layer: Any, call: Callable[..., Any], reason: str) -> Callable[..., Any]:
+    def _check_told(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The features are those of inference, so this must be inference."""
+        signature = self.told.get(id(layer))
+        if signature is not None and not _is_inference(signature, args, kwargs):
+            raise not_told(f"{layer.name!r} is called")
+
+    def _wire(self, wire: Wire) -> Callable[..., Any]:
+        signature = inspect.signature(wire.call)
+
         def wired(*args: Any, **kwargs: Any) -> Any:
             job = getattr(self._now, "job", None)
-            if job is not None and job.features is None:
-                name = self.container.name
-                raise StepAsideError(
-                    f"{layer.name!r} is called before {name!r}, and {reason}",
-                    OBSTACLE,
-                )
-            return call(*args, **kwargs)
+            computes = getattr(self._now, "computes", False)
+            if wire.spares_inference:
+                trips = (job or computes) and not _is_inference(signature, args, kwargs)
+            else:
+                trips = job is not None and job.features is None
+            if trips:
+                raise wire.error
+            return wire.call(*args, **kwargs)
 
         return wired
 
@@ -212,6 +242,15 @@ class Tap:
             for place, (shape, dtype) in enumerate(shapes)
         ]
         return keras.tree.pack_sequence_as(structure, flat)
+
+
+def _is_inference(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """True if a call is one with `training=False`."""
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments.get("training") is False
 
 
 def _versions(x: Any) -> list[Any]:

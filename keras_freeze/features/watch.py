@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.features.aside import StepAsideError, moves
+from keras_freeze.features.aside import StepAsideError, moved
 from keras_freeze.features.keys import Key, row_keys
 from keras_freeze.features.rows import Backend
-from keras_freeze.graph.tree import Layer, own_states
+from keras_freeze.graph.tree import Layer, own_states, seed_states
 from keras_freeze.training.feed import ArrayFeed
 from keras_freeze.training.values import to_numpy
 
@@ -30,10 +30,14 @@ class Watch:
 
     Args:
         backend: how tensors are read.
+
+    Attributes:
+        kind: of the steps whose rows are judged: "train", or "test" where only these are served.
     """
 
     def __init__(self, backend: Backend):
         self.backend = backend
+        self.kind = "train"
         self.random = np.random.default_rng(0)  # of its own: Keras' draws must not change
         self.told: set[str] = set()
         self.variables: list[Any] = []
@@ -42,7 +46,7 @@ class Watch:
         self.check_seconds = 0.0  # of all checks
         self.prefix_seconds = 0.0  # of the prefix for the last batch
         self.counts: dict[str, list[int]] = {}
-        self.last_rows = 0  # of training, in the epoch before
+        self.last_rows = 0  # that are judged, in the last epoch that had any
         self.poor = 0  # epochs in a row with hardly a hit
         self.patience = 1  # poor epochs that are nothing unusual: the first one
         self.looked_at: set[str] = set()  # kinds of known rows, in this epoch
@@ -55,24 +59,32 @@ class Watch:
         return first
 
     def begin_epoch(self) -> None:
-        self.last_rows = self.counts.get("train", [0])[0]
+        self.last_rows = self.counts.get(self.kind, [0])[0] or self.last_rows
         self.counts = {"train": [0, 0], "test": [0, 0]}
         self.looked_at = set()
 
     # Weights
 
-    def look_at(self, layers: list[Layer], around: list[Any]) -> None:
+    def look_at(self, layers: list[Layer], around: list[Any], *, training: bool = True) -> None:
         """Remembers the weights of the prefix.
 
         Args:
             layers: all that the prefix runs, as far as that is known.
             around: further variables that code in front of them might move.
+            training: False = train steps aren't served. They draw random numbers then; the prefix
+                must not.
         """
+        kind = "train" if training else "test"
+        if kind != self.kind:
+            self.kind, self.poor, self.last_rows = kind, 0, 0
+        seeds = [] if training else [v for layer in layers for v in seed_states(layer)]
         variables = {id(v): v for layer in layers for v in layer.variables}
+        for seed in seeds:
+            variables.pop(id(seed), None)
         self.variables = list(variables.values())
         self.fingerprints = self.backend.fingerprints(self.variables)
         self.prints = self.fingerprints()
-        own = [v for layer in layers for v in own_states(layer)]
+        own = [*seeds, *(v for layer in layers for v in own_states(layer))]
         frozen = (keras.layers.BatchNormalization, keras.layers.Normalization)
         known = {id(v) for layer in layers if isinstance(layer, frozen) for v in layer.variables}
         self.states = [v for v in own if id(v) not in known]
@@ -83,6 +95,8 @@ class Watch:
         """Raises `StepAsideError` if a weight of the prefix isn't what it was."""
         new = self.fingerprints() if self.variables else []
         for variable, before, now in zip(self.variables, self.prints, new, strict=True):
+            if before != now and self.kind == "test" and any(variable is v for v in self.states):
+                raise moved([variable])
             if before != now:
                 raise StepAsideError(
                     f"the weights of the frozen part were changed: {variable.path}",
@@ -97,13 +111,13 @@ class Watch:
     def after_prefix(self) -> None:
         """Puts moved states back, and refuses."""
         held, self.quiet = [] if self.quiet else self._held(), True
-        moved = []
+        changed = []
         for variable, value in zip(held, self.saved if held else [], strict=True):
             if not np.array_equal(to_numpy(variable), value):
                 variable.assign(value)
-                moved.append(variable)
-        if moved:
-            raise StepAsideError(*moves(moved[0]))
+                changed.append(variable)
+        if changed:
+            raise moved(changed)
 
     def _held(self) -> list[Any]:
         """On JAX variables are empty while `fit` runs, and the prefix can't write to them."""
@@ -138,7 +152,7 @@ class Watch:
         due = kind not in self.looked_at
         self.looked_at.add(kind)
         spent = self.check_seconds + self.prefix_seconds
-        cheap = kind == "train" and spent < CHEAP * (time.perf_counter() - self.began)
+        cheap = kind == self.kind and spent < CHEAP * (time.perf_counter() - self.began)
         return due and (cheap or not is_trusted)
 
     def draw(self, known: Array, batch: int) -> Array:
@@ -158,18 +172,20 @@ class Watch:
         self.counts.setdefault(kind, [0, 0])
         self.counts[kind][0] += rows
         self.counts[kind][1] += missing
-        seen = self.counts["train"][0] if kind == "train" else 0
+        seen = self.counts[kind][0] if kind == self.kind else 0
         if self.poor == self.patience and seen > ENOUGH * self.last_rows:
             self.check_hits()
 
     def check_hits(self) -> None:
         """Raises `StepAsideError` if, though the data came round, hardly a row was known."""
-        rows, missing = self.counts.get("train", [0, 0])
-        few = rows > 0 and rows - missing < LEAST_HITS * rows
-        self.poor = self.poor + 1 if few else 0
+        rows, missing = self.counts.get(self.kind, [0, 0])
+        if not rows:
+            return
+        self.poor = self.poor + 1 if rows - missing < LEAST_HITS * rows else 0
         if self.poor > self.patience:
+            of = "" if self.kind == "train" else " of the validation"
             raise StepAsideError(
-                "the inputs differ in each epoch, so hardly a row was found again",
+                f"the inputs{of} differ in each epoch, so hardly a row was found again",
                 "put random augmentation behind the base, or leave the callback out",
             )
 

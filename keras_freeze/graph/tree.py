@@ -44,6 +44,17 @@ def draws_random_numbers(layer: Layer) -> bool:
     return bool(layer._seed_generators)  # tried on Keras 3.12.0 and 3.15.1
 
 
+def seed_states(layer: Layer) -> list[Any]:
+    """Returns the variables of the random generators of `layer` itself."""
+    # Tried on Keras 3.12.0 and 3.15.1.
+    return [generator.state for generator in layer._seed_generators]
+
+
+def is_seed(variable: Any) -> bool:
+    """True for the state of a random generator."""
+    return bool(variable.name == "seed_generator_state")
+
+
 def has_added_losses(layer: Layer) -> bool:
     """True if the last call of `layer` added to the loss."""
     return bool(layer._losses or layer._loss_ids)  # tried on Keras 3.12.0 and 3.15.1

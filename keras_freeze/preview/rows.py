@@ -14,9 +14,10 @@ from keras_freeze.callbacks.rating import stage_rates
 from keras_freeze.errors import FreezeError, ScheduleError
 from keras_freeze.features.aside import StepAsideError
 from keras_freeze.features.budget import row_bytes
+from keras_freeze.features.choice import Choice, choose, symbols_of
 from keras_freeze.features.layout import Flags
 from keras_freeze.features.part import GraphPart
-from keras_freeze.features.served import Choice, Subject, choose, symbols_of
+from keras_freeze.features.served import Subject
 from keras_freeze.graph.flops import backward_flops, total_flops
 from keras_freeze.graph.tree import count_params
 from keras_freeze.schedule.schedule import Schedule
@@ -165,7 +166,7 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
 
 
 def _choice(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice | None:
-    """What a cache would serve, asked as the run asks it."""
+    """What a cache would serve of training, asked as the run asks it."""
     try:
         subject.check()
         return choose(subject, now, later)

@@ -95,29 +95,39 @@ def ended_early_line(title: str, when: str, askers: Sequence[str]) -> str:
 
 
 def first_pass_line(
-    cuts: Sequence[str], bytes_per_row: int | None, rows: int | None, batches: int | None = None
+    cuts: Sequence[str],
+    bytes_per_row: int | None,
+    rows: int | None,
+    batches: int | None = None,
+    *,
+    validation_only: bool = False,
 ) -> str:
     """Returns what a cache is going to keep, before the base runs for the first time.
 
     Args:
         cuts: the names of the layers that give what is kept.
         bytes_per_row: of what is kept; None = not known.
-        rows: of the training data; None = not known before the first batch.
-        batches: of the training data; None = not known.
+        rows: of the data; None = not known before the first batch.
+        batches: of the data; None = not known.
+        validation_only: whether the data are those of the validation, else of the training.
 
     Examples:
         >>> first_pass_line(["block5_pool"], 8192, 540)
         'BottleneckCache behind block5_pool: 8.2 KB a row, 4.4 MB for 540 training rows'
         >>> first_pass_line(["block5_pool"], 8192, None, 27)
         'BottleneckCache behind block5_pool: 8.2 KB a row, in 27 training batches'
+        >>> first_pass_line(["block5_pool"], 8192, None, validation_only=True)
+        'BottleneckCache behind block5_pool, for validation only: 8.2 KB a row'
     """
+    of = "validation" if validation_only else "training"
     text = f"BottleneckCache behind {shorten(cuts)}"
+    text += ", for validation only" if validation_only else ""
     if bytes_per_row is None:
         return text
     text += f": {readable(bytes_per_row)} a row"
     if rows:
-        return f"{text}, {readable(bytes_per_row * rows)} for {rows} training rows"
-    return f"{text}, in {batches} training batches" if batches else text
+        return f"{text}, {readable(bytes_per_row * rows)} for {rows} {of} rows"
+    return f"{text}, in {batches} {of} batches" if batches else text
 
 
 def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
@@ -125,13 +135,19 @@ def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> pass_line(1, 20, SimpleNamespace(rows=740, bytes=6_062_080, base_passes=1.0))
+        >>> stats = SimpleNamespace(rows=740, bytes=6_062_080, base_passes=1.0)
+        >>> stats.validation_only = False
+        >>> pass_line(1, 20, stats)
         'BottleneckCache, epoch 1 of 20: 740 rows, 6.1 MB; the base has run 1.0 times'
+        >>> stats.validation_only = True
+        >>> pass_line(1, None, stats)
+        'BottleneckCache, epoch 1: 740 validation rows, 6.1 MB; the base has run 1.0 times for them'
     """
     of = f" of {epochs}" if epochs else ""
+    rows, for_them = ("validation rows", " for them") if stats.validation_only else ("rows", "")
     return (
-        f"BottleneckCache, epoch {epoch}{of}: {stats.rows} rows, {readable(stats.bytes)}; "
-        f"the base has run {stats.base_passes:.1f} times"
+        f"BottleneckCache, epoch {epoch}{of}: {stats.rows} {rows}, {readable(stats.bytes)}; "
+        f"the base has run {stats.base_passes:.1f} times{for_them}"
     )
 
 

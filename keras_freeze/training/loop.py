@@ -81,10 +81,15 @@ def known_logs(model: Any, callback_list: Any) -> set[str] | None:
             return None
         model._symbolic_build(data_batch=batch)  # on TensorFlow the first step would do it
     names = set(model.get_metrics_result())
-    *_, fit = _locals_below_fit()
-    if fit.get("validation_data") is not None or fit.get("validation_split"):
+    if validates():
         names |= {f"val_{name}" for name in names}
     return names
+
+
+def validates() -> bool:
+    """True if the `fit` that runs has a validation."""
+    *_, fit = _locals_below_fit()
+    return fit.get("validation_data") is not None or bool(fit.get("validation_split"))
 
 
 def _locals_below_fit() -> Iterator[dict[str, Any]]:

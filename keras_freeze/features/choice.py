@@ -1,0 +1,102 @@
+"""What a stage keeps, and what of it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from keras_freeze.features.aside import StepAsideError, obstacle
+from keras_freeze.features.cut import Cut
+from keras_freeze.features.fixed import TRAINS
+from keras_freeze.features.layout import Flags, cut_names, plan_layout
+from keras_freeze.features.part import GraphPart, WholePart
+from keras_freeze.features.served import Subject
+from keras_freeze.training.inference import frozen_calls
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a stage keeps.
+
+    Attributes:
+        part: what is served; None if this stage serves nothing.
+        columns: what is kept, also for later stages; None = what was kept before.
+        names: of the layers that give what is served.
+        later: whether a later stage serves something.
+        training: whether train steps are served; False = those of the validation alone.
+    """
+
+    part: GraphPart | WholePart | None
+    columns: tuple[str, ...] | None
+    names: list[str]
+    later: bool
+    training: bool
+
+
+def choose(
+    subject: Subject, now: Flags, later: Sequence[Flags], *, training: bool = True
+) -> Choice:
+    """Finds what is served in a stage.
+
+    Args:
+        subject: the model.
+        now: `{id(leaf): trainable}` of all leaves.
+        later: the same for each stage that will follow, in order.
+        training: False = what can be served to validation, where train steps can't be.
+
+    Raises:
+        StepAsideError: a layer that isn't trained, but changes, keeps frozen ones from it.
+    """
+    if subject.program is None:
+        return _choose_whole(subject, now, later, training)
+    judge = partial(subject.fixed, training=training)
+    layout = plan_layout(subject.program, judge, now, later)
+    _check_obstacle(layout.cut)
+    columns = tuple(str(value) for value in layout.values)
+    names = cut_names(subject.program, layout.cut.values)
+    part = GraphPart(subject.program, layout.cut, layout.values) if names else None
+    return Choice(part, columns, names, layout.later, training)
+
+
+def _choose_whole(subject: Subject, now: Flags, later: Sequence[Flags], training: bool) -> Choice:
+    container = subject.container
+    judges = [subject.fixed(flags, training=training) for flags in (now, *later)]
+    reasons = [judge.why_not(container) for judge in judges]
+    if reasons[0] not in ("", TRAINS):
+        raise obstacle(f"{container.name!r} can't be cached", reasons[0], is_inside=True)
+    coming = "" in reasons[1:]
+    if reasons[0] == TRAINS:
+        return Choice(None, (), [], coming, training)
+    calls = {id(layer): call for layer, _, call in frozen_calls(subject.tree, subject.base_leaves)}
+    part = WholePart(container, calls.get(id(container), container.call))
+    return Choice(part, None, [container.name], coming, training)
+
+
+def _check_obstacle(cut: Cut) -> None:
+    if cut.obstacle is not None:
+        where = f"{cut.obstacle.name!r} comes before frozen layers"
+        raise obstacle(where, cut.reason, is_inside=cut.is_inside)
+
+
+def symbols_of(part: GraphPart | WholePart) -> list[Any] | None:
+    """Returns the symbolic tensors of what is kept; None of a container that can't be read."""
+    if isinstance(part, WholePart):
+        return None
+    return [part.program.symbols[value] for value in part.values]
+
+
+def in_training(subject: Subject, choice: Choice, now: Flags) -> StepAsideError | None:
+    """Returns why a choice for validation can't be served to train steps, if a layer is at fault.
+
+    Args:
+        subject: the model.
+        choice: for validation.
+        now: `{id(leaf): trainable}` of all leaves.
+    """
+    judge = subject.fixed(now)
+    for operation in choice.part.operations if choice.part is not None else ():
+        if why := judge.why_not(operation):
+            return obstacle(f"{operation.name!r} can't be cached", why, is_inside=True)
+    return None
