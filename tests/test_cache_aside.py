@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Run, str]] = {
     ),
     "a trained layer in front": (
         Run(lambda: behind(L.Dense(6, name="stem"))),
-        "no frozen layer with weights stands before all that is trained",
+        "no frozen layer with weights comes before all that is trained",
     ),
     "nothing frozen": (Run(frozen=list), "no frozen layer with weights"),
     "state that moves": (

@@ -311,7 +311,7 @@ IN_FRONT = {
     ),
     "a trained layer": (
         lambda: behind(NOISE(0.3), L.Dense(6, name="stem")),
-        "no frozen layer with weights stands before all that is trained",
+        "no frozen layer with weights comes before all that is trained",
     ),
     "state of training": (
         lambda: behind(NOISE(0.3), Averaging(name="own")),

@@ -74,6 +74,21 @@ def not_told(what: str) -> StepAsideError:
     )
 
 
+def nothing_frozen(base_is_known: bool) -> StepAsideError:
+    """Returns the error about a run that has nothing to cache, from its first stage on.
+
+    Args:
+        base_is_known: whether a callback freezes and unfreezes a base.
+    """
+    return StepAsideError(
+        "no frozen layer with weights comes before all that is trained, in this stage or a later "
+        "one",
+        "begin with a stage in which layers of the base are frozen; or leave the callback out"
+        if base_is_known
+        else "freeze the base: put FreezeBase() into the list of callbacks",
+    )
+
+
 def moved(variables: list[Any]) -> StepAsideError:
     """Returns the error about states that change when the frozen part runs.
 

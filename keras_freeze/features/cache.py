@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_freeze.features.aside import StepAsideError, tell
+from keras_freeze.features.aside import StepAsideError, nothing_frozen, tell
 from keras_freeze.features.budget import free_memory, row_bytes
 from keras_freeze.features.choice import Choice, choose, in_training, symbols_of
 from keras_freeze.features.compute import Features
@@ -149,10 +149,7 @@ class FeatureCache:
 
     def _check_worth(self, choice: Choice) -> None:
         if choice.part is None and not choice.later and not self.stats.cuts:
-            raise StepAsideError(
-                "no frozen layer with weights stands before all that is trained",
-                "freeze the base: put FreezeBase() into the list of callbacks",
-            )
+            raise nothing_frozen(bool(self.subject.base_leaves))
 
     def _keep_only(self, columns: Sequence[str] | None) -> bool:
         """Frees what no later stage needs; False if something is missing: a new pass begins."""
