@@ -19,6 +19,9 @@ class BottleneckCache(Participant):
     content (a 128-bit hash), so shuffling, repeats and any kind of data are served, validation data
     too. Losses, metrics, the optimizer and a `train_step` of your own run as they are.
 
+    What is random in training alone, such as `RandomFlip` before the base, leaves the validation to
+    be cached: then training runs uncached, with one `CacheWarning` that names it.
+
     What can't be cached is never cached wrongly: then the run goes on uncached, with one
     `CacheWarning` that says why. Arrays that are passed to `fit` must not be changed in place
     meanwhile; a sample of their rows is compared in each epoch.
@@ -37,7 +40,7 @@ class BottleneckCache(Participant):
 
     Attributes:
         stats: a `CacheStats` with what happened in the last `fit`: `hits`, `misses`, `rows`,
-            `bytes`, `base_passes`, `cuts`, `enabled`, `reason`.
+            `bytes`, `base_passes`, `cuts`, `enabled`, `validation_only`, `reason`.
 
     Raises:
         CacheError: `dtype` or `max_bytes` can't be meant.

@@ -46,8 +46,8 @@ class TransferModel(keras.Model):
             inputs are the base's, or those of a model that comes first here.
         schedule: as in `GradualUnfreeze`; None = the base stays frozen.
         cache: None = no cache; True; a dict of `BottleneckCache`'s arguments; or a
-            `BottleneckCache`. Behind random augmentation nothing can be cached: the run is right,
-            with a `CacheWarning`. `"auto"` = a cache unless the augmentation is random.
+            `BottleneckCache`. After random augmentation only validation can be cached, with a
+            `CacheWarning`. `"auto"` = a cache unless the augmentation is random.
         name: of the model.
         surplus: none; arguments behind `head` are given by name.
         unknown: none.
