@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+NOTHING_FROZEN = "no frozen layer with weights stands before all that is trained"
+
 
 class StepAsideError(BaseException):
     """The frozen part can't be cached.

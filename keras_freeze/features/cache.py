@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import CacheWarning, warn
-from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.aside import NOTHING_FROZEN, StepAsideError
 from keras_freeze.features.budget import free_memory, row_bytes
 from keras_freeze.features.compute import Features
 from keras_freeze.features.layout import Flags
@@ -110,7 +110,7 @@ class FeatureCache:
     def _check_worth(self, choice: Choice) -> None:
         if choice.part is None and not choice.later and not self.stats.cuts:
             raise StepAsideError(
-                "no frozen layer with weights stands before all that is trained",
+                NOTHING_FROZEN,
                 "freeze the base: put FreezeBase() into the list of callbacks",
             )
 
