@@ -12,6 +12,7 @@ import pytest
 
 from keras_freeze import (
     BottleneckCache,
+    CacheWarning,
     FreezeBase,
     FreezeError,
     GradualUnfreeze,
@@ -208,13 +209,78 @@ def test_it_shows_itself():
     model = builders.compiled(builders.nested())
     table = Schedule(STAGES).preview(model, epochs=6, steps_per_epoch=3, data=24)
     lines = str(table).splitlines()
-    assert len(lines) == 2 + 3
+    assert len(lines) == 2 + 3 + 2
     assert "2 (6 steps)" in lines[2]
     assert "+ b3" in lines[3]
     page = table._repr_html_()
     assert page.count("<tr>") == 4
     assert "<td>1 top</td>" in page
+    assert page.endswith(f"<p>{lines[5]}</p><p>{lines[6]}</p>")
     assert repr(table) == str(table)
+
+
+NOTHING = "nothing to cache: no frozen layer with weights stands before all that is trained"
+
+
+def notes(table: Any) -> list[str]:
+    """The lines under a table."""
+    return str(table).splitlines()[2 + len(table) :]
+
+
+def test_what_a_dash_means():
+    model = builders.compiled(builders.nested())
+    schedule = Schedule([Stage(2, "b3"), Stage(Plateau(), "all")])
+    assert notes(schedule.preview(model)) == [
+        "epochs: - = a trigger decides",
+        "layers: - = no layer changes",
+        f"cache after, a row, in all, cached of stage 2: - = {NOTHING}",
+        "in all of stages 0, 1: - = pass `data`",
+    ]
+    table = Schedule({2: "b3"}).preview(model, data=24)
+    assert notes(table) == ["epochs: - = pass `epochs`", "layers: - = no layer changes"]
+    assert [row["why"] for row in table] == [
+        {"layers": "no layer changes"},
+        {"epochs": "pass `epochs`"},
+    ]
+    table = Schedule({2: "b3"}).preview(builders.nested(), epochs=3, data=24)
+    assert "rate, optimizer: - = unknown before `compile`" in notes(table)
+
+
+def test_a_dash_for_what_a_cache_refuses():
+    """The reason is the one that the run gives."""
+    inputs = keras.Input((6,))
+    noise = L.GaussianNoise(0.1, name="noise")(inputs)
+    model = builders.compiled(keras.Model(inputs, L.Dense(1)(builders.functional_base()(noise))))
+    (row, *_) = table = Schedule({2: "b3"}).preview(model, epochs=3)
+    cache, (x, y) = BottleneckCache(verbose=0), builders.data()
+    callbacks = [FreezeBase("base"), GradualUnfreeze({1: "b3"}, verbose=0), cache]
+    with pytest.warns(CacheWarning):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
+    assert row["why"]["cut"] == f"nothing to cache: {cache.stats.reason}"
+    text = f"cache after, a row, in all, cached: - = nothing to cache: {cache.stats.reason}"
+    assert text in notes(table)
+
+
+def test_a_dash_for_a_graph_that_cannot_be_read():
+    model = builders.compiled(builders.subclassed())
+    table = Schedule({2: "b3"}).preview(model, epochs=3, base="base")
+    assert any(note.startswith("work, ") or note.startswith("work:") for note in notes(table))
+    assert "unknown: the model is subclassed" in "".join(notes(table))
+
+
+def test_every_missing_value_has_its_reason():
+    for kind, make in builders.KINDS.items():
+        for model in (make(), builders.compiled(make())):
+            base = None if kind == "flat" else "base"
+            for row in Schedule({1: "b3", 2: "all"}).preview(model, base=base):
+                missing = {key for key, value in row.items() if value is None} - {"steps", "name"}
+                assert missing - {"base_learning_rate", "lowest_rate"} == set(row["why"])
+
+
+def test_no_dash_has_no_note():
+    model = builders.compiled(builders.nested())
+    table = Schedule({0: "b3"}).preview(model, epochs=2, data=24)
+    assert notes(table) == []
 
 
 @pytest.mark.parametrize(

@@ -317,11 +317,11 @@ class Conductor:
         return f"epoch {self.clock.epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")
 
     def _report(
-        self, title: str, when: str, before: dict[int, str], optimizer_did: str, base: str = ""
+        self, title: str, when: str, before: set[int], optimizer_did: str, base: str = ""
     ) -> StageReport:
         return stage_report(
             self.model,
-            self.plan.tree,
+            self.plan,
             title,
             when,
             before,

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from keras_freeze.callbacks.plan import Plan
+from keras_freeze.graph.naming import closed_containers, names_in_short
 from keras_freeze.graph.tree import LayerTree, adapters, count_params, own_variables
 from keras_freeze.report.lines import StageReport, base_line
-from keras_freeze.training.trainable import flags_now
+from keras_freeze.training.trainable import flags_now, may_thaw
 
 
-def trainable_layers(tree: LayerTree) -> dict[int, str]:
-    """Returns the leaves whose own weights are trained: names by id, paths where names repeat."""
-    leaves = [leaf for leaf in tree.leaves if own_variables(leaf)]
-    names = [leaf.name for leaf in leaves]
-    labels = {
-        id(leaf): leaf.name if names.count(leaf.name) == 1 else tree.paths(leaf)[0]
-        for leaf in leaves
-    }
+def trainable_layers(tree: LayerTree) -> set[int]:
+    """Returns the ids of the leaves whose own weights are trained."""
     now = flags_now(tree)
-    return {id(leaf): labels[id(leaf)] for leaf in leaves if now[id(leaf)]}
+    return {id(leaf) for leaf in tree.leaves if own_variables(leaf) and now[id(leaf)]}
+
+
+def names_of(plan: Plan, leaves: Collection[int]) -> dict[str, int]:
+    """Returns what to call some leaves, and how many of them each name stands for.
+
+    A container is named in place of all its layers, also where BatchNormalization stays behind.
+    """
+    closed = closed_containers(plan.tree, [base.leaves for base in plan.bases])
+    idle = {id(leaf) for leaf in plan.base_leaves if not may_thaw(leaf, plan.batch_norm)}
+    return names_in_short(plan.tree, leaves, closed, idle)
 
 
 def describe_base(plan: Plan) -> str:
@@ -32,11 +38,11 @@ def describe_base(plan: Plan) -> str:
 
 def stage_report(
     model: Any,
-    tree: LayerTree,
+    plan: Plan,
     title: str,
     when: str,
-    before: dict[int, str],
-    now: dict[int, str],
+    before: set[int],
+    now: set[int],
     rates: dict[str, float],
     optimizer_did: str,
     base: str,
@@ -45,7 +51,7 @@ def stage_report(
 
     Args:
         model: the model that is fitted.
-        tree: all its layers.
+        plan: of the fit.
         title: of the stage.
         when: it begins.
         before: the trainable layers of the stage before it, as `trainable_layers` gives them.
@@ -58,12 +64,12 @@ def stage_report(
     return StageReport(
         title=title,
         when=when,
-        thawed=[name for key, name in now.items() if key not in before],
-        frozen=[name for key, name in before.items() if key not in now],
+        thawed=names_of(plan, now - before),
+        frozen=names_of(plan, before - now),
         trainable_params=trainable,
         frozen_params=int(model.count_params()) - trainable,
         rates=rates,
         optimizer=optimizer_did,
         base=base,
-        adapters=sum(any(v.trainable for v in adapters(leaf)) for leaf in tree.leaves),
+        adapters=sum(any(v.trainable for v in adapters(leaf)) for leaf in plan.tree.leaves),
     )

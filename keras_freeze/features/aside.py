@@ -8,6 +8,7 @@ from keras_freeze.errors import CacheWarning, warn
 from keras_freeze.features.fixed import LOSS, MOVES, RANDOM, RANDOM_IN_TRAINING, TOLD, TRAINS
 from keras_freeze.graph.tree import is_seed
 
+NOTHING_FROZEN = "no frozen layer with weights comes before all that is trained"
 BEFORE_FIT = (
     "apply it to the data before `fit`, as a few variants of each image, or move it after the base"
 )
@@ -81,8 +82,7 @@ def nothing_frozen(base_is_known: bool) -> StepAsideError:
         base_is_known: whether a callback freezes and unfreezes a base.
     """
     return StepAsideError(
-        "no frozen layer with weights comes before all that is trained, in this stage or a later "
-        "one",
+        NOTHING_FROZEN,
         "begin with a stage in which layers of the base are frozen; or leave the callback out"
         if base_is_known
         else "freeze the base: put FreezeBase() into the list of callbacks",

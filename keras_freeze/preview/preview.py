@@ -6,7 +6,8 @@ import html
 from typing import Any
 
 from keras_freeze.errors import check_choice
-from keras_freeze.preview.rows import Row, memory_of, number_of_images, stage_rows
+from keras_freeze.preview.reasons import footnotes
+from keras_freeze.preview.rows import ROOM, Row, memory_of, number_of_images, stage_rows
 from keras_freeze.report.lines import readable, shorten
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.schedule import Schedule
@@ -18,20 +19,23 @@ class Preview(list[Row]):
     """What each stage of a schedule will do: a list of dicts, shown as a table.
 
     Keys of a row: `stage` (its number), `name`, `begins` (an epoch or a `Plateau`), `epochs` and
-    `steps` (None where a trigger decides), `thawed` and `frozen` (names of layers),
+    `steps` (None where a trigger decides), `thawed` and `frozen` (names of layers), `layers` (both
+    in short: a block whose layers all change is named in place of them),
     `trainable_params` and `frozen_params`, `learning_rate` (of the optimizer), `base_learning_rate`
     (the same, unless a stage gives the base one of its own) and `lowest_rate` (of the layer that
     gets the least), `warmup_steps`, `optimizer_bytes` (of all slots), `cut` (the
     layers whose outputs a cache would keep), `row_bytes` and `cache_bytes` (of one image, and of
     all), `work` and `work_cached` (floating point operations of a step without and with a cache,
-    behind its first pass, as a share of training the whole model). None = not known.
+    after its first pass, as a share of training the whole model). None = not known, and `why` says
+    why, by key; a line under the table says it too.
     """
 
     def __str__(self) -> str:
         cells = [COLUMNS, *map(_cells, self)]
         widths = [max(len(row[place]) for row in cells) for place in range(len(COLUMNS))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-        return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join([lines[0], rule, *lines[1:], *footnotes(self, COLUMN_OF)])
 
     def __repr__(self) -> str:
         return str(self)
@@ -43,7 +47,8 @@ class Preview(list[Row]):
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
             for row in self
         )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in footnotes(self, COLUMN_OF))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
 
 
 def preview(
@@ -80,12 +85,24 @@ COLUMNS = [
     "frozen",
     "rate",
     "optimizer",
-    "cache behind",
+    "cache after",
     "a row",
     "in all",
     "work",
     "cached",
 ]
+# The columns of the values that may be missing.
+COLUMN_OF = {
+    "epochs": "epochs",
+    "layers": "layers",
+    "learning_rate": "rate",
+    "optimizer_bytes": "optimizer",
+    "cut": "cache after",
+    "row_bytes": "a row",
+    "cache_bytes": "in all",
+    "work": "work",
+    "work_cached": "cached",
+}
 
 
 def _cells(row: Row) -> list[str]:
@@ -93,12 +110,12 @@ def _cells(row: Row) -> list[str]:
         f"{row['stage']} {row['name']}" if row["name"] else str(row["stage"]),
         _begins(row["begins"]),
         _or_dash(row["epochs"]) + (f" ({row['steps']} steps)" if row["steps"] else ""),
-        _layers(row),
+        row["layers"] or "-",
         f"{row['trainable_params']:,}",
         f"{row['frozen_params']:,}",
         _rate(row),
         _size(row["optimizer_bytes"]),
-        shorten(row["cut"]) if row["cut"] else "-",
+        shorten(row["cut"], ROOM) if row["cut"] else "-",
         _size(row["row_bytes"]),
         _size(row["cache_bytes"]),
         _share(row["work"]),
@@ -110,11 +127,6 @@ def _begins(at: Any) -> str:
     if isinstance(at, Plateau):
         return f"after {at.monitor}, patience {at.patience}"
     return f"epoch {at}"
-
-
-def _layers(row: Row) -> str:
-    parts = [("+ ", row["thawed"]), ("- ", row["frozen"])]
-    return "; ".join(sign + shorten(names) for sign, names in parts if names) or "-"
 
 
 def _rate(row: Row) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 from keras_freeze.callbacks.paces import paces_of
 from keras_freeze.callbacks.plan import Plan, make_plan
 from keras_freeze.callbacks.rating import stage_rates
+from keras_freeze.callbacks.reporting import names_of
 from keras_freeze.errors import FreezeError, ScheduleError
-from keras_freeze.features.aside import StepAsideError
+from keras_freeze.features.aside import NOTHING_FROZEN, StepAsideError
 from keras_freeze.features.budget import row_bytes
 from keras_freeze.features.choice import Choice, choose, symbols_of
 from keras_freeze.features.layout import Flags
@@ -20,6 +21,8 @@ from keras_freeze.features.part import GraphPart
 from keras_freeze.features.served import Subject
 from keras_freeze.graph.flops import backward_flops, total_flops
 from keras_freeze.graph.tree import count_params
+from keras_freeze.preview.reasons import reasons
+from keras_freeze.report.lines import shorten
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 from keras_freeze.training import rates
@@ -27,6 +30,7 @@ from keras_freeze.training.slots import slot_bytes
 from keras_freeze.training.trainable import flags_now, trained
 
 Row = dict[str, Any]
+ROOM = 60  # signs in a cell, for names
 
 
 def stage_rows(
@@ -56,19 +60,25 @@ def stage_rows(
         if stage is not None and now is not None and original is not None:
             resets = _resets(schedule, stage)
             now, shares = stage_rates(stage, number, now, shares, original, resets=resets)
-        rows.append(
-            {
-                "stage": number,
-                "name": stage.name if stage is not None else "frozen base",
-                "begins": stage.at if stage is not None else 0,
-                **_length(schedule, number, epochs, steps_per_epoch),
-                **_layers(plan, number),
-                **_rates(plan, number, now, shares),
-                **_memory(plan, number, optimizer),
-                **_work(plan, number, model, epochs, images),
-            }
-        )
+        row: Row = {
+            "stage": number,
+            "name": stage.name if stage is not None else "frozen base",
+            "begins": stage.at if stage is not None else 0,
+            **_length(schedule, number, epochs, steps_per_epoch),
+            **_layers(plan, number),
+            **_rates(plan, number, now, shares),
+            **_memory(plan, number, optimizer),
+            **_work(plan, number, model, epochs, images),
+        }
+        triggers = _waits(schedule, number) or _waits(schedule, number + 1)
+        row["why"] = reasons(row, row.pop("aside"), triggers, optimizer is not None)
+        rows.append(row)
     return rows if schedule.number_at(0) == 0 else rows[1:]
+
+
+def _waits(schedule: Schedule, number: int) -> bool:
+    """True if a stage begins by a trigger."""
+    return 0 < number <= len(schedule) and not isinstance(schedule[number].at, int)
 
 
 def _check_reached(schedule: Schedule, epochs: int | None) -> None:
@@ -105,9 +115,15 @@ def _trained(plan: Plan, number: int) -> list[Any]:
 def _layers(plan: Plan, number: int) -> Row:
     count = count_params(_trained(plan, number))
     before = number - 1 if number else number
+    changes = {
+        "+ ": plan.thawed_layers(number, before),
+        "- ": plan.thawed_layers(before, number),
+    }
+    named = [(sign, names_of(plan, set(map(id, leaves)))) for sign, leaves in changes.items()]
     return {
-        "thawed": [leaf.name for leaf in plan.thawed_layers(number, before)],
-        "frozen": [leaf.name for leaf in plan.thawed_layers(before, number)],
+        "thawed": [leaf.name for leaf in changes["+ "]],
+        "frozen": [leaf.name for leaf in changes["- "]],
+        "layers": "; ".join(sign + shorten(names, ROOM) for sign, names in named if names) or None,
         "trainable_params": count,
         "frozen_params": int(plan.tree.root.count_params()) - count,
     }
@@ -146,9 +162,10 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
     now = _flags(plan, number)
     later = [now | flags for flags in plan.flags_after(number, epochs)]
     subject = Subject(model, plan.tree, plan.base_leaves, plan.base_leaves)
-    choice = _choice(subject, now, later)
+    choice, aside = _choice(subject, now, later)
     part = choice.part if choice is not None else None
     row: Row = dict.fromkeys(("cut", "row_bytes", "cache_bytes", "work", "work_cached"))
+    row["aside"] = aside
     if choice is not None and part is not None:
         symbols = symbols_of(part)
         size = None if symbols is None else row_bytes(symbols)
@@ -165,13 +182,14 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
     return row
 
 
-def _choice(subject: Subject, now: Flags, later: Sequence[Flags]) -> Choice | None:
-    """What a cache would serve of training, asked as the run asks it."""
+def _choice(subject: Subject, now: Flags, later: Sequence[Flags]) -> tuple[Choice | None, str]:
+    """What a cache would serve of training, asked as the run asks it; and why nothing, if that is so."""
     try:
         subject.check()
-        return choose(subject, now, later)
-    except StepAsideError:
-        return None
+        choice = choose(subject, now, later)
+    except StepAsideError as error:
+        return None, error.reason
+    return choice, NOTHING_FROZEN if choice.part is None else ""
 
 
 def _trains(plan: Plan, layer: Any, flags: dict[int, bool]) -> bool:

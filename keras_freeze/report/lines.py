@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+LINE = 99  # signs in a line, at most
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class StageReport:
         when: "from epoch 11/20".
         base: what is the base, "" if it was said before or there is none.
         adapters: how many layers have LoRA adapters that are trained.
-        thawed: names of the layers with weights that became trainable.
-        frozen: names of the layers with weights that were frozen.
+        thawed: names of the layers with weights that became trainable, or of what holds them, and
+            how many layers each name stands for.
+        frozen: likewise of those that were frozen.
         trainable_params: number of trainable scalars now.
         frozen_params: number of the other scalars.
         rates: `{"learning_rate": rate}`, and `"base_learning_rate"` if it has one of its own.
@@ -26,8 +29,8 @@ class StageReport:
 
     title: str
     when: str
-    thawed: Sequence[str]
-    frozen: Sequence[str]
+    thawed: Mapping[str, int]
+    frozen: Mapping[str, int]
     trainable_params: int
     frozen_params: int
     rates: dict[str, float]
@@ -37,12 +40,13 @@ class StageReport:
 
     def __str__(self) -> str:
         lines = [f"{self.title} {self.when}"]
+        room = LINE - len("  base           ")
         if self.base:
             lines.append(f"  base           {self.base}")
         if self.thawed:
-            lines.append(f"  thawed         {shorten(self.thawed)}")
+            lines.append(f"  thawed         {shorten(self.thawed, room)}")
         if self.frozen:
-            lines.append(f"  frozen         {shorten(self.frozen)}")
+            lines.append(f"  frozen         {shorten(self.frozen, room)}")
         lines.append(
             f"  parameters     {self.trainable_params:,} trainable, {self.frozen_params:,} frozen"
         )
@@ -71,7 +75,8 @@ def base_line(label: str, layers: int, is_found: bool) -> str:
         'vgg19, 16 layers with weights (found; pass `base` to choose another)'
     """
     how = " (found; pass `base` to choose another)" if is_found else ""
-    return f"{label}, {counted(layers)} with weights{how}"
+    what = f", {counted(layers)} with weights{how}"
+    return f"{_abridged(label, LINE - len('  base           ') - len(what))}{what}"
 
 
 def counted(layers: int) -> str:
@@ -120,14 +125,14 @@ def first_pass_line(
         'BottleneckCache behind block5_pool, for validation only: 8.2 KB a row'
     """
     of = "validation" if validation_only else "training"
-    text = f"BottleneckCache behind {shorten(cuts)}"
-    text += ", for validation only" if validation_only else ""
-    if bytes_per_row is None:
-        return text
-    text += f": {readable(bytes_per_row)} a row"
-    if rows:
-        return f"{text}, {readable(bytes_per_row * rows)} for {rows} {of} rows"
-    return f"{text}, in {batches} {of} batches" if batches else text
+    what = ", for validation only" if validation_only else ""
+    if bytes_per_row is not None:
+        what += f": {readable(bytes_per_row)} a row"
+        if rows:
+            what += f", {readable(bytes_per_row * rows)} for {rows} {of} rows"
+        elif batches:
+            what += f", in {batches} {of} batches"
+    return f"BottleneckCache behind {shorten(cuts, LINE - 23 - len(what))}{what}"
 
 
 def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
@@ -165,15 +170,56 @@ def readable(size: float) -> str:
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
-def shorten(names: Sequence[str]) -> str:
-    """Returns at most four names, and how many there are.
+def shorten(names: Mapping[str, int] | Sequence[str], room: int = LINE) -> str:
+    """Returns at most four names, and how many layers there are.
+
+    Args:
+        names: of layers, or how many layers each name stands for.
+        room: signs at most. Where the names don't fit, they get fewer; then paths lose what all of
+            them begin with, and what is in their middle.
 
     Examples:
         >>> shorten(["a", "b"])
         'a, b'
         >>> shorten(["a", "b", "c", "d", "e", "f"])
         'a, b, ..., f (6 layers)'
+        >>> shorten({"transformer_layer_3": 8})
+        'transformer_layer_3 (8 layers)'
+        >>> shorten(["bert/layer_0/attention/query", "bert/layer_3/attention/query"], 46)
+        'layer_0/.../query, layer_3/.../query'
     """
-    if len(names) <= 4:
-        return ", ".join(names)
-    return f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)} layers)"
+    layers = sum(names.values()) if isinstance(names, Mapping) else len(names)
+    listed = [*names]
+    for most in (4, 2):
+        few = len(listed) <= most
+        count = f" ({counted(layers)})" if layers > len(listed) or not few else ""
+        chosen = listed if few else [*listed[: most // 2], "...", listed[-1]]
+        text = ", ".join(chosen) + count
+        if len(text) <= room:
+            return text
+    own = [name for name in chosen if name != "..."]
+    each = (room - len(text) + sum(map(len, own))) // len(own)
+    short = iter(_abridged(name, each) for name in _without_beginning(own))
+    return ", ".join(name if name == "..." else next(short) for name in chosen) + count
+
+
+def _without_beginning(paths: list[str]) -> list[str]:
+    """Paths without the folders that all of them begin with."""
+    parts = [path.split("/") for path in paths]
+    common = 0
+    while min(map(len, parts)) > common + 1 and len({each[common] for each in parts}) == 1:
+        common += 1
+    return ["/".join(each[common:]) for each in parts]
+
+
+def _abridged(path: str, room: int) -> str:
+    """A path without what is in its middle, if it is too long."""
+    if len(path) <= room:
+        return path
+    first, *rest = path.split("/")
+    for start in range(1, len(rest)):
+        short = "/".join([first, "...", *rest[start:]])
+        if len(short) <= room:
+            return short
+    kept = max(2, room - 3)
+    return f"{path[: kept // 2]}...{path[-(kept - kept // 2) :]}"
