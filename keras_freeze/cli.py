@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
     Args:
-        arguments: the words behind the command's name; `None` = those of the process.
+        arguments: the words after the command's name; `None` = those of the process.
 
     Returns:
         The exit status: 0, or 2 where an argument can't be used.

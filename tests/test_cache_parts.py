@@ -160,9 +160,9 @@ def test_what_it_prints(capsys: Any):
     fit(BottleneckCache())
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        "BottleneckCache behind b3: 64 B a row, 2.0 KB for 32 training rows",
+        "BottleneckCache after b3: 64 B a row, 2.0 KB for 32 training rows",
         "BottleneckCache, epoch 1 of 4: 44 rows, 2.8 KB; the base has run 1.0 times",
-        "BottleneckCache behind b2: 32 B a row, 1.0 KB for 32 training rows",
+        "BottleneckCache after b2: 32 B a row, 1.0 KB for 32 training rows",
         "BottleneckCache, epoch 3 of 4: 44 rows, 1.4 KB; the base has run 1.0 times",
     ]
     fit(BottleneckCache(verbose=0))
@@ -173,9 +173,9 @@ def test_what_it_prints_of_data_that_come_in_batches(capsys: Any):
     callbacks = [FreezeBase(), GradualUnfreeze({2: "b3"}, verbose=0), BottleneckCache()]
     made().fit(Batches((X[:30], Y[:30]), 8), epochs=3, verbose=0, callbacks=callbacks)
     assert capsys.readouterr().out.splitlines() == [
-        "BottleneckCache behind b3: 64 B a row, in 4 training batches",
+        "BottleneckCache after b3: 64 B a row, in 4 training batches",
         "BottleneckCache, epoch 1 of 3: 30 rows, 1.9 KB; the base has run 1.0 times",
-        "BottleneckCache behind b2: 32 B a row, 960 B for 30 training rows",
+        "BottleneckCache after b2: 32 B a row, 960 B for 30 training rows",
         "BottleneckCache, epoch 3 of 3: 30 rows, 960 B; the base has run 1.0 times",
     ]
 

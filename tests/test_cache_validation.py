@@ -446,7 +446,7 @@ def test_what_it_prints(capsys: Any):
     with pytest.warns(CacheWarning, match="serves validation only"):
         model.fit(X, Y, callbacks=[FreezeBase("base"), BottleneckCache()], **options)
     assert capsys.readouterr().out.splitlines() == [
-        "BottleneckCache behind b3, for validation only: 32 B a row",
+        "BottleneckCache after b3, for validation only: 32 B a row",
         "BottleneckCache, epoch 2 of 4: 12 validation rows, 384 B; the base has run 1.0 times "
         "for them",
     ]

@@ -46,7 +46,7 @@ HYPER: dict[str, tuple[str, dict[str, Any]]] = {
     "Adafactor": ("Adafactor", {"epsilon_1": 2.0**-100, "epsilon_2": 2.0**-10}),
 }
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The base is thawed",  # a stage at epoch 0
+    "ignore:The base is unfrozen",  # a stage at epoch 0
     "ignore:.* is never reached",  # by the first of two fits
 )
 

@@ -69,7 +69,7 @@ def test_stages(printed, verbose):
             "  learning rate  0.25",
         ],
         "Stage 1 'fine-tune' (at=1) from epoch 2/3": [
-            "  thawed         b1, b2, ..., b6 (6 layers)",
+            "  unfrozen       b1, b2, ..., b6 (6 layers)",
             "  parameters     259 trainable, 0 frozen",
             "  learning rate  0.001",
             "  optimizer      carried over",
@@ -107,13 +107,13 @@ def test_changes_by_others(printed, terminal, verbose):
     assert ("\b" in text or "\r" in text) == (terminal and verbose == 1)
     assert blocks(text) == {
         "Change 1 of the trainable layers from step 2 of epoch 1": [
-            "  thawed         b1",
+            "  unfrozen       b1",
             "  parameters     49 trainable, 210 frozen",
             "  learning rate  0.25",
             "  optimizer      reset",
         ],
         "Change 2 of the trainable layers from epoch 3": [
-            "  thawed         b2",
+            "  unfrozen       b2",
             "  parameters     91 trainable, 168 frozen",
             "  learning rate  0.25",
             "  optimizer      reset",
@@ -154,7 +154,7 @@ def test_layers_of_one_name_are_told_apart_by_their_paths(capsys):
     net.compile(keras.optimizers.SGD(0.25), "mse", run_eagerly=True)
     fit(net, GradualUnfreeze({1: "b/same", 2: "a/same"}), verbose=0)
     out = capsys.readouterr().out
-    position(out, "thawed         base/b/same", "thawed         base/a/same")
+    position(out, "unfrozen       base/b/same", "unfrozen       base/a/same")
 
 
 def test_numbers_are_readable(capsys):

@@ -25,7 +25,7 @@ Result = tuple[dict[str, Any], dict[str, list[float]]]
 Make = Callable[[Any], keras.optimizers.Optimizer]
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The base is thawed",  # a stage at epoch 0
+    "ignore:The base is unfrozen",  # a stage at epoch 0
     "ignore:.* changes no layer",  # a stage that names what is already so
 )
 

@@ -47,7 +47,7 @@ AFTERWARDS = {
 
 
 @pytest.mark.parametrize("afterwards", AFTERWARDS)
-def test_f1_f2_thawed_layers_move(afterwards):
+def test_f1_f2_unfrozen_layers_move(afterwards):
     """Unfreezing in `on_epoch_begin`, with or without `compile`: all of the base moves."""
     model = frozen_base(keras.optimizers.SGD(0.1))
     before, at_the_time = weights(model), {}

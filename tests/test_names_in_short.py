@@ -71,7 +71,7 @@ def lines(
 
 def changed(printed: list[str]) -> list[str]:
     """What stages thawed and froze."""
-    found = [re.match(r"  (thawed|frozen)  +(.*)", line) for line in printed]
+    found = [re.match(r"  (unfrozen|frozen)  +(.*)", line) for line in printed]
     return [f"{match[1]} {match[2]}" for match in found if match]
 
 
@@ -89,11 +89,11 @@ def test_a_stack_of_transformer_layers(capsys: Any):
     printed = lines(capsys, stack(), X, Y, *stages, epochs=6)
     assert changed(printed) == [
         "frozen embedding, encoder_block_0, ..., last_norm (30 layers)",
-        "thawed encoder_block_3, last_norm (8 layers)",
-        "thawed encoder_block_1, encoder_block_2 (14 layers)",
-        "thawed base/encoder_block_0/self_attention_layer/query",
+        "unfrozen encoder_block_3, last_norm (8 layers)",
+        "unfrozen encoder_block_1, encoder_block_2 (14 layers)",
+        "unfrozen base/encoder_block_0/self_attention_layer/query",
         "frozen encoder_block_1 (7 layers)",
-        "thawed embedding, ..., encoder_block_1 (14 layers)",
+        "unfrozen embedding, ..., encoder_block_1 (14 layers)",
     ]
     assert max(map(len, printed)) <= LONGEST
 
@@ -120,10 +120,10 @@ def test_the_batch_norm_policy_does_not_hide_a_block(capsys: Any):
     """The block is named, and the number is that of the layers that change."""
     stages = [FreezeBase("base"), GradualUnfreeze({1: "encoder_block_1"})]
     printed = lines(capsys, stack(norm=L.BatchNormalization), X, Y, *stages, epochs=2)
-    assert changed(printed)[1] == "thawed encoder_block_1 (5 layers)"
+    assert changed(printed)[1] == "unfrozen encoder_block_1 (5 layers)"
     free = [FreezeBase("base"), GradualUnfreeze({1: "encoder_block_1"}, batch_norm="train")]
     printed = lines(capsys, stack(norm=L.BatchNormalization), X, Y, *free, epochs=2)
-    assert changed(printed)[1] == "thawed encoder_block_1 (7 layers)"
+    assert changed(printed)[1] == "unfrozen encoder_block_1 (7 layers)"
 
 
 def test_changes_by_others(capsys: Any):
@@ -135,7 +135,7 @@ def test_changes_by_others(capsys: Any):
         on_epoch_begin=lambda epoch, logs: setattr(block, "trainable", epoch > 0)
     )
     printed = lines(capsys, model, X, Y, RecompileOnTrainableChange(), other, epochs=2)
-    assert changed(printed) == ["thawed encoder_block_2 (7 layers)"]
+    assert changed(printed) == ["unfrozen encoder_block_2 (7 layers)"]
 
 
 def test_long_names(capsys: Any):
@@ -189,8 +189,8 @@ def test_bert(capsys: Any):
         capsys, model, x, np.zeros((4, 1)), FreezeBase(bert), GradualUnfreeze(stages), epochs=5
     )
     assert changed(printed)[1:3] == [
-        "thawed transformer_layer_3 (8 layers)",
-        "thawed transformer_layer_1, transformer_layer_2 (16 layers)",
+        "unfrozen transformer_layer_3 (8 layers)",
+        "unfrozen transformer_layer_1, transformer_layer_2 (16 layers)",
     ]
     assert max(map(len, printed)) <= LONGEST
     table = Schedule(stages).preview(model, base=bert)
@@ -208,7 +208,7 @@ def test_vit(capsys: Any):
     stages = [FreezeBase(vit), GradualUnfreeze({1: "transformer_block_4"})]
     printed = lines(capsys, model, images, np.zeros((2, 1)), *stages, epochs=2)
     assert "vit_encoder" in changed(printed)[0]
-    assert changed(printed)[1].startswith("thawed transformer_block_4 (8 layers)")
+    assert changed(printed)[1].startswith("unfrozen transformer_block_4 (8 layers)")
 
 
 def test_layers_that_two_containers_hold():

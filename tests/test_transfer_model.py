@@ -133,7 +133,7 @@ def functional_base_and_head() -> keras.Model:
 def test_prints_as_fit_does(verbose: int, capsys: pytest.CaptureFixture[str]):
     fit(transfer(cache=True), verbose=verbose)
     printed = capsys.readouterr().out
-    for line in ("Stage 0 (frozen base)", "Stage 1", "BottleneckCache behind"):
+    for line in ("Stage 0 (frozen base)", "Stage 1", "BottleneckCache after"):
         assert (line in printed) == bool(verbose)
 
 

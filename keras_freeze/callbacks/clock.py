@@ -89,7 +89,7 @@ class StageClock:
         return self.plan.number_at(self.epoch + 1, self.begun) != self.number
 
     def end_stage(self) -> bool:
-        """Lets the next stage begin behind the epoch that runs; False if there is none."""
+        """Lets the next stage begin after the epoch that runs; False if there is none."""
         if self.plan.schedule is None or self.number >= len(self.plan.schedule):
             return False
         self.begun[self.number + 1] = self.epoch + 1

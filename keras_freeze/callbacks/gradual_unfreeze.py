@@ -1,4 +1,4 @@
-"""GradualUnfreeze: stages of thawing inside one fit."""
+"""GradualUnfreeze: stages of unfreezing inside one fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTIMIZER = ("carry", "reset")
 
 
 class GradualUnfreeze(Participant):
-    """Thaws (and freezes) layers of the base at given epochs, inside one `fit`.
+    """Unfreezes (and freezes) layers of the base at given epochs, inside one `fit`.
 
     The base begins frozen. Stages are absolute in order: which layers are trainable in an epoch is
     a function of the schedule and the epoch alone, so `initial_epoch` and repeated `fit` calls land
@@ -29,7 +29,7 @@ class GradualUnfreeze(Participant):
         base: as in `FreezeBase`; `None` = the base of the `FreezeBase` in the same list, or else
             it is found.
         optimizer: `"carry"`: a variable that stays trainable keeps its slots (moments), one that is
-            thawed is updated as a fresh optimizer would update it, with its own bias correction;
+            unfrozen is updated as a fresh optimizer would update it, with its own bias correction;
             `iterations` goes on counting. `"reset"`: each stage begins with the optimizer as new,
             its compiled rate included, as `compile` and `fit` for each stage would.
         batch_norm: `"freeze"` keeps every BatchNormalization of the base in inference mode in all
@@ -41,7 +41,7 @@ class GradualUnfreeze(Participant):
             with `initial_epoch` goes on with those that began before it; in another process, put
             there what the first one recorded.
 
-    A stage behind a `Plateau` begins with the epoch after its trigger fired. `EarlyStopping` and
+    A stage after a `Plateau` begins with the epoch after its trigger fired. `EarlyStopping` and
     whatever else sets `stop_training` ends the run, even where a stage would have begun.
 
     A file (or a `Schedule`) may set `base`, `optimizer` and `batch_norm` too. A `base` given here
@@ -61,8 +61,8 @@ class GradualUnfreeze(Participant):
         >>> model = keras.Sequential([base, keras.layers.Dense(1)])
         >>> model.compile("adam", "mse")
         >>> x, y = np.ones((8, 4)), np.ones((8, 1))
-        >>> thaw = GradualUnfreeze({2: "block2"}, verbose=0)
-        >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[FreezeBase("base"), thaw])
+        >>> unfreeze = GradualUnfreeze({2: "block2"}, verbose=0)
+        >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[FreezeBase("base"), unfreeze])
         >>> history.history["stage"], history.history["trainable_params"]
         ([0, 0, 1], [9, 9, 81])
     """

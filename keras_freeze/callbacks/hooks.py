@@ -1,7 +1,7 @@
 """The hooks of one `fit`: where in the list of callbacks the conductor is called.
 
 The public callbacks hold arguments. The first of them that `fit` calls puts two hooks into the
-running list of callbacks, one before and one behind all others, and one conductor behind both. So
+running list of callbacks, one before and one after all others, and one conductor behind both. So
 the callbacks may stand in any order, any number of them share one engine, and an instance can be
 used in a second `fit`: nothing of a run is kept on it, nor on the model.
 """

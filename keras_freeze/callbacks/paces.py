@@ -71,16 +71,16 @@ def still_rising(paces: Paces, before: Paces) -> Paces:
     }
 
 
-def warmed_up(paces: Paces, thawed: list[Any], steps: int, updates: Mapping[int, int]) -> Paces:
+def warmed_up(paces: Paces, unfrozen: list[Any], steps: int, updates: Mapping[int, int]) -> Paces:
     """Returns the paces with those of unfrozen variables growing from small to their own.
 
     Args:
         paces: of the stage.
-        thawed: the variables that it has just unfrozen.
+        unfrozen: the variables that it has just unfrozen.
         steps: after which they are at their own.
         updates: how many updates the optimizer of each variable has made, by its id.
     """
-    slow = {id(v): paces.get(id(v), FULL) for v in thawed}
+    slow = {id(v): paces.get(id(v), FULL) for v in unfrozen}
     return paces | {
         key: Pace(pace.scale, updates[key], steps) for key, pace in slow.items() if key in updates
     }

@@ -68,9 +68,9 @@ class PerStage(Participant):
         >>> model.compile("sgd", "mse")
         >>> x, y = np.ones((8, 4)), np.ones((8, 1))
         >>> stop = keras.callbacks.EarlyStopping("loss", patience=1, min_delta=1e9)
-        >>> thaw = GradualUnfreeze({5: "all"}, verbose=0)
+        >>> unfreeze = GradualUnfreeze({5: "all"}, verbose=0)
         >>> history = model.fit(x, y, epochs=9, verbose=0,
-        ...                     callbacks=[FreezeBase("base"), thaw, PerStage(stop)])
+        ...                     callbacks=[FreezeBase("base"), unfreeze, PerStage(stop)])
         >>> history.history["stage"]  # the first epoch is better than none, the second isn't
         [0, 0, 1, 1]
     """

@@ -16,7 +16,7 @@ from keras_freeze.schedule.stage import Stage
 from keras_freeze.training.trainable import (
     check_not_only_batch_norm,
     flags_now,
-    may_thaw,
+    may_unfreeze,
     trained,
 )
 
@@ -59,11 +59,11 @@ class Plan:
         unreached = [n for n, at in stages if epochs and isinstance(at, int) and at >= epochs]
         return [self.flags[n] for n, _ in stages if n > number and n not in unreached]
 
-    def thawed(self, number: int, before: int) -> list[Any]:
+    def unfrozen(self, number: int, before: int) -> list[Any]:
         """The variables that are trained in a stage and weren't in another one."""
         return [v for leaf in self.ruled for v in self._new(leaf, number, before)]
 
-    def thawed_layers(self, number: int, before: int) -> list[Layer]:
+    def unfrozen_layers(self, number: int, before: int) -> list[Layer]:
         """The layers of these variables."""
         return [leaf for leaf in self.ruled if self._new(leaf, number, before)]
 
@@ -98,7 +98,7 @@ def make_plan(
 
     Raises:
         LayerMatchError: a base or a selector matches no layer.
-        ScheduleError: a stage would leave nothing trainable, or freezes what it thaws.
+        ScheduleError: a stage would leave nothing trainable, or freezes what it unfreezes.
     """
     bases = [find_base(model, given) for given in frozen]
     tree = LayerTree(model)
@@ -161,24 +161,24 @@ def _flags(plan: Plan, scope: Scope) -> list[dict[int, bool]]:
 
 
 def _change(plan: Plan, scope: Scope, number: int, stage: Stage) -> Change:
-    thawed, thawed_lora = _selected(plan, scope, number, stage, "unfreeze")
+    unfrozen, unfrozen_lora = _selected(plan, scope, number, stage, "unfreeze")
     frozen, frozen_lora = _selected(plan, scope, number, stage, "freeze")
-    both = [leaf.name for leaf in thawed if any(leaf is other for other in frozen)]
+    both = [leaf.name for leaf in unfrozen if any(leaf is other for other in frozen)]
     if both:
         raise ScheduleError(
             f"{stage.title(number)} (at={stage.at}) both unfreezes and freezes {both[:5]}. "
             f"Take them out of one. Received: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}"
         )
     base = {id(leaf) for leaf in plan.base_leaves}
-    ruled = [leaf for leaf in thawed if id(leaf) in base]  # by the BatchNorm policy
-    if len(ruled) == len(thawed):
+    ruled = [leaf for leaf in unfrozen if id(leaf) in base]  # by the BatchNorm policy
+    if len(ruled) == len(unfrozen):
         where = f"`unfreeze` of {stage.title(number)} (at={stage.at})"
-        check_not_only_batch_norm(thawed, plan.batch_norm, where)
-    change = {id(leaf): True for leaf in thawed}
-    change |= {id(leaf): may_thaw(leaf, plan.batch_norm) for leaf in ruled}
+        check_not_only_batch_norm(unfrozen, plan.batch_norm, where)
+    change = {id(leaf): True for leaf in unfrozen}
+    change |= {id(leaf): may_unfreeze(leaf, plan.batch_norm) for leaf in ruled}
     change |= {id(leaf): False for leaf in frozen}
-    change |= {id(v): change[id(leaf)] for leaf in (*thawed, *frozen) for v in adapters(leaf)}
-    lora = {id(v): True for v in thawed_lora} | {id(v): False for v in frozen_lora}
+    change |= {id(v): change[id(leaf)] for leaf in (*unfrozen, *frozen) for v in adapters(leaf)}
+    lora = {id(v): True for v in unfrozen_lora} | {id(v): False for v in frozen_lora}
     return Change(change | lora, lora)
 
 
@@ -263,7 +263,7 @@ def _warn_of_idle_stage(stage: Stage, number: int) -> None:
 
 
 def warn_of_unreached(schedule: Schedule, epochs: int) -> None:
-    """Warns of stages that lie behind the last epoch."""
+    """Warns of stages that lie after the last epoch."""
     for number, stage in enumerate(schedule, start=1):
         if isinstance(stage.at, int) and stage.at >= epochs:
             warn(
@@ -274,9 +274,9 @@ def warn_of_unreached(schedule: Schedule, epochs: int) -> None:
 
 
 def warn_of_untrained_head(stage: Stage) -> None:
-    """Warns that the first stage thaws the base before the head has learned anything."""
+    """Warns that the first stage unfreezes the base before the head has learned anything."""
     warn(
-        f"The base is thawed at epoch {stage.at} while the head is still untrained: the large "
+        f"The base is unfrozen at epoch {stage.at} while the head is still untrained: the large "
         "gradients of a random head would overwrite the pretrained features. Train the head on "
         "the frozen base first, that is, begin the schedule at a later epoch. "
         f"Received: {stage!r}",

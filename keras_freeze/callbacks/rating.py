@@ -125,9 +125,9 @@ class Rating:
         for each in passed if begins else ():
             stage = self.plan.stage(each)
             if stage is not None and stage.warmup_steps:
-                thawed = self.plan.thawed(each, each - 1)
+                unfrozen = self.plan.unfrozen(each, each - 1)
                 updates = optimizer.updates_of(self.model.optimizer)
-                paces = warmed_up(paces, thawed, stage.warmup_steps, updates)
+                paces = warmed_up(paces, unfrozen, stage.warmup_steps, updates)
         return paces
 
 

@@ -31,9 +31,9 @@ class RecompileOnTrainableChange(Participant):
         >>> base.trainable = False
         >>> model = keras.Sequential([base, keras.layers.Dense(1)])
         >>> model.compile("adam", "mse")
-        >>> def thaw(epoch, logs):
+        >>> def unfreeze(epoch, logs):
         ...     base.trainable = epoch >= 1
-        >>> mine = keras.callbacks.LambdaCallback(on_epoch_begin=thaw)
+        >>> mine = keras.callbacks.LambdaCallback(on_epoch_begin=unfreeze)
         >>> x, y = np.ones((8, 4)), np.ones((8, 1))
         >>> history = model.fit(x, y, epochs=2, verbose=0,
         ...                     callbacks=[RecompileOnTrainableChange(verbose=0), mine])

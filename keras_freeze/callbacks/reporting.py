@@ -9,7 +9,7 @@ from keras_freeze.callbacks.plan import Plan
 from keras_freeze.graph.naming import closed_containers, names_in_short
 from keras_freeze.graph.tree import LayerTree, adapters, count_params, own_variables
 from keras_freeze.report.lines import StageReport, base_line
-from keras_freeze.training.trainable import flags_now, may_thaw
+from keras_freeze.training.trainable import flags_now, may_unfreeze
 
 
 def trainable_layers(tree: LayerTree) -> set[int]:
@@ -24,7 +24,7 @@ def names_of(plan: Plan, leaves: Collection[int]) -> dict[str, int]:
     A container is named in place of all its layers, also where BatchNormalization stays behind.
     """
     closed = closed_containers(plan.tree, [base.leaves for base in plan.bases])
-    idle = {id(leaf) for leaf in plan.base_leaves if not may_thaw(leaf, plan.batch_norm)}
+    idle = {id(leaf) for leaf in plan.base_leaves if not may_unfreeze(leaf, plan.batch_norm)}
     return names_in_short(plan.tree, leaves, closed, idle)
 
 
@@ -64,7 +64,7 @@ def stage_report(
     return StageReport(
         title=title,
         when=when,
-        thawed=names_of(plan, now - before),
+        unfrozen=names_of(plan, now - before),
         frozen=names_of(plan, before - now),
         trainable_params=trainable,
         frozen_params=int(model.count_params()) - trainable,

@@ -15,11 +15,11 @@ Logs = dict[str, Any]
 
 
 class Triggers:
-    """Watches the running stage for the one that waits behind it.
+    """Watches the running stage for the one that waits after it.
 
     Args:
         schedule: of the fit.
-        begun: the epochs at which stages behind a trigger began, by number; is kept up to date.
+        begun: the epochs at which stages after a trigger began, by number; is kept up to date.
         model: the model that is fitted.
         fixed: the variables that can't change in the fit.
     """
@@ -52,7 +52,7 @@ class Triggers:
     def _may_restore(self) -> bool:
         """True if a stage that may come next goes back to the best epoch of this one.
 
-        That is the next one, or, while triggers don't fire, one behind it that has its epoch.
+        That is the next one, or, while triggers don't fire, one after it that has its epoch.
         """
         for stage in list(self.schedule)[self.number :]:
             if stage.restore_best:

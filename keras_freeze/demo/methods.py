@@ -97,7 +97,7 @@ def preview(schedule: Schedule) -> Any:
 def one_fit(
     weights: Weights, task: Task, verbose: int, schedule: Schedule = SCHEDULE
 ) -> list[History]:
-    """Freezes and thaws in the middle of a single `fit`."""
+    """Freezes and unfreezes in the middle of a single `fit`."""
     model = build_model(_pretrained(weights))
     compile_model(model, HEAD_RATE)
     callbacks = [FreezeBase("base", verbose=verbose), GradualUnfreeze(schedule, verbose=verbose)]

@@ -154,7 +154,7 @@ class Features:
         if shapes and shapes != {name: array.shape[1:] for name, array in computed.items()}:
             raise StepAsideError(
                 "the features of different batches have different shapes",
-                "pass inputs of one shape, or pool the features behind the base",
+                "pass inputs of one shape, or pool the features after the base",
             )
         for name, array in computed.items():
             if not array.flags.c_contiguous:

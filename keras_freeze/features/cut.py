@@ -19,7 +19,7 @@ class Cut:
         tail: the steps that run in each training step.
         given: the places of the inputs that the tail reads itself.
         fixed: all values that are the same in each step.
-        obstacle: the layer that alone keeps frozen layers behind it from being cached, or None.
+        obstacle: the layer that alone keeps frozen layers after it from being cached, or None.
         reason: what is wrong with the obstacle.
         is_inside: whether frozen layers come before the obstacle too.
     """
@@ -81,7 +81,7 @@ def find_cut(
 def _obstacle(
     program: Program, frontier: list[tuple[Step, str]], is_frozen: Callable[[Any], bool]
 ) -> tuple[Step | None, str]:
-    """The call of a layer that doesn't train, but changes, and has frozen layers behind it."""
+    """The call of a layer that doesn't train, but changes, and has frozen layers after it."""
     for step, reason in frontier:
         behind = _behind(program, step) if reason != TRAINS else ()
         if any(is_frozen(other.operation) for other in behind):

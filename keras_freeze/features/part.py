@@ -1,4 +1,4 @@
-"""What is served of a container: the prefix up to the cut, and the tail behind it."""
+"""What is served of a container: the prefix up to the cut, and the tail after it."""
 
 from __future__ import annotations
 

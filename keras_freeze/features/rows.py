@@ -27,7 +27,7 @@ class Backend(Protocol):
 
 
 class Rows(Protocol):
-    """A batch; behind it there may be rows that no one asked for yet.
+    """A batch; after it there may be rows that no one asked for yet.
 
     Attributes:
         size: how many rows the batch has.
@@ -109,7 +109,7 @@ class NumberedRows:
         store: where the features are looked up.
         backend: how tensors are made.
         salt: rows of another salt are others.
-        at_once: if a row isn't known, others that aren't either are put behind, up to so many.
+        at_once: if a row isn't known, others that aren't either are put after them, up to so many.
     """
 
     def __init__(

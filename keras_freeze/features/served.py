@@ -184,7 +184,7 @@ class Served:
         return self._leaves(x, self.part.places)
 
     def shown(self, x: Any) -> list[int]:
-        """Returns the leaves of `x` that something behind the cut reads."""
+        """Returns the leaves of `x` that something after the cut reads."""
         if isinstance(self.part, GraphPart) and not self.has_own_steps:
             return self._leaves(x, self.part.cut.given)
         return self._leaves(x, None)

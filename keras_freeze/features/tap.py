@@ -1,7 +1,7 @@
 """Serves a step: while it runs, a container answers its call with features that are known already.
 
 Nothing is copied: the model's own `train_step`, loss, metrics and optimizer run, on the layers
-behind the cut. The container is the model itself if its graph can be read, else its base.
+after the cut. The container is the model itself if its graph can be read, else its base.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Tap:
             if has_added_losses(layer):
                 raise StepAsideError(
                     f"{layer.name!r} of the frozen part adds to the loss",
-                    "thaw that layer, or take its loss away",
+                    "unfreeze that layer, or take its loss away",
                 )
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:

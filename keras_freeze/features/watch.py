@@ -186,7 +186,7 @@ class Watch:
             of = "" if self.kind == "train" else " of the validation"
             raise StepAsideError(
                 f"the inputs{of} differ in each epoch, so hardly a row was found again",
-                "put random augmentation behind the base, or leave the callback out",
+                "move random augmentation after the base, or leave the callback out",
             )
 
 

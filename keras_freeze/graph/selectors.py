@@ -279,7 +279,7 @@ def _last_share(scope: Scope, item: str, where: str) -> list[Layer]:
         )
     wanted = max(1, math.floor(share * sum(weighted) + 0.5))
     candidates = [p for p in _starts_in(scope) if any(weighted[p:])]
-    # Equally near: thaw less. Same layers with weights: cut as late as possible.
+    # Equally near: unfreeze less. Same layers with weights: cut as late as possible.
     start = min(candidates, key=lambda p: (abs(sum(weighted[p:]) - wanted), sum(weighted[p:]), -p))
     return scope.restrict(scope.indexed[start:])
 

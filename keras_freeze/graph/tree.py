@@ -61,7 +61,7 @@ def has_added_losses(layer: Layer) -> bool:
 
 
 def is_leaf(layer: Layer) -> bool:
-    """True for a layer that is frozen and thawed as one: no sublayers, or weights of its own."""
+    """True for a layer that is frozen and unfrozen as one: no sublayers, or weights of its own."""
     return bool(own_variables(layer)) or not (children(layer) or isinstance(layer, keras.Model))
 
 
@@ -71,7 +71,7 @@ def count_params(variables: Iterable[Any]) -> int:
 
 
 # A Keras layer doesn't know the containers it is in. Those that were read are remembered, weakly,
-# so that thawing a selected leaf can open them, and freezing the last one can close them.
+# so that unfreezing a selected leaf can open them, and freezing the last one can close them.
 _CONTAINERS: weakref.WeakKeyDictionary[Layer, weakref.WeakSet[Layer]] = weakref.WeakKeyDictionary()
 
 

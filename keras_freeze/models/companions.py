@@ -12,7 +12,7 @@ from keras_freeze.training import loop
 
 
 def add_ours(callbacks: Any, ours: Iterable[Participant], model: Any) -> Any:
-    """Returns the callbacks of a `fit` with ours behind them; what was given isn't changed.
+    """Returns the callbacks of a `fit` with ours after them; what was given isn't changed.
 
     Args:
         callbacks: as `fit` got them: None, one, a list, or a `keras.callbacks.CallbackList`.

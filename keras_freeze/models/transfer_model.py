@@ -23,7 +23,7 @@ ARGUMENTS = ("augment", "schedule", "cache", "name")
 
 @keras.saving.register_keras_serializable(package="keras_freeze")
 class TransferModel(keras.Model):
-    """A base and a head as one model, whose `fit` freezes and thaws the base by itself.
+    """A base and a head as one model, whose `fit` freezes and unfreezes the base by itself.
 
     For tools that call `fit` for you, such as `keras.wrappers.SKLearnClassifier` in a pipeline or
     a search of scikit-learn, and KerasTuner. It is a functional `keras.Model`: `compile`,
@@ -49,7 +49,7 @@ class TransferModel(keras.Model):
             `BottleneckCache`. After random augmentation only validation can be cached, with a
             `CacheWarning`. `"auto"` = a cache unless the augmentation is random.
         name: of the model.
-        surplus: none; arguments behind `head` are given by name.
+        surplus: none; arguments after `head` are given by name.
         unknown: none.
 
     Attributes:
@@ -110,7 +110,7 @@ class TransferModel(keras.Model):
         self._remember({})
 
     def _remember(self, begun: dict[int, int]) -> None:
-        """The epochs of stages behind a trigger, for a `fit` with `initial_epoch`: not tracked."""
+        """The epochs of stages after a trigger, for a `fit` with `initial_epoch`: not tracked."""
         object.__setattr__(self, "begun", begun)
 
     @property
@@ -143,9 +143,9 @@ class TransferModel(keras.Model):
         self._check_base_is_known()
         ours: list[Participant] = [FreezeBase(self.base, verbose=verbose)]
         if self.schedule is not None:
-            thaw = GradualUnfreeze(self.schedule, verbose=verbose)
-            thaw.begun = dict(self.begun)
-            ours.append(thaw)
+            unfreeze = GradualUnfreeze(self.schedule, verbose=verbose)
+            unfreeze.begun = dict(self.begun)
+            ours.append(unfreeze)
         if self.cache is not None:
             if self._cache_follows_fit:
                 self.cache.verbose = verbose
@@ -205,7 +205,7 @@ class TransferModel(keras.Model):
             name=config["name"],
         )
         if not config["trainable"]:
-            model.trainable = False  # True would thaw what is frozen below
+            model.trainable = False  # True would unfreeze what is frozen below
         return model
 
     def _paths(self, selector: Any) -> list[str]:
@@ -237,7 +237,7 @@ class TransferModel(keras.Model):
 def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
     listed = "`base`, `head`, and by name `augment`, `schedule`, `cache` and `name`"
     if surplus:
-        raise FreezeError(f"TransferModel takes {listed}. Received: {surplus[0]!r} behind `head`")
+        raise FreezeError(f"TransferModel takes {listed}. Received: {surplus[0]!r} after `head`")
     for key, value in unknown.items():
         raise FreezeError(
             f"TransferModel has no argument {key!r}.{closest(key, ARGUMENTS)} It takes {listed}. "

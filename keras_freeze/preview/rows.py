@@ -116,8 +116,8 @@ def _layers(plan: Plan, number: int) -> Row:
     count = count_params(_trained(plan, number))
     before = number - 1 if number else number
     changes = {
-        "+ ": plan.thawed_layers(number, before),
-        "- ": plan.thawed_layers(before, number),
+        "+ ": plan.unfrozen_layers(number, before),
+        "- ": plan.unfrozen_layers(before, number),
     }
     named = [(sign, names_of(plan, set(map(id, leaves)))) for sign, leaves in changes.items()]
     return {
@@ -183,7 +183,7 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
 
 
 def _choice(subject: Subject, now: Flags, later: Sequence[Flags]) -> tuple[Choice | None, str]:
-    """What a cache would serve of training, asked as the run asks it; and why nothing, if that is so."""
+    """What a cache would serve of training, asked as the run asks it; and why nothing, if so."""
     try:
         subject.check()
         choice = choose(subject, now, later)

@@ -18,7 +18,7 @@ class StageReport:
         when: "from epoch 11/20".
         base: what is the base, "" if it was said before or there is none.
         adapters: how many layers have LoRA adapters that are trained.
-        thawed: names of the layers with weights that became trainable, or of what holds them, and
+        unfrozen: names of the layers with weights that became trainable, or of what holds them, and
             how many layers each name stands for.
         frozen: likewise of those that were frozen.
         trainable_params: number of trainable scalars now.
@@ -29,7 +29,7 @@ class StageReport:
 
     title: str
     when: str
-    thawed: Mapping[str, int]
+    unfrozen: Mapping[str, int]
     frozen: Mapping[str, int]
     trainable_params: int
     frozen_params: int
@@ -43,8 +43,8 @@ class StageReport:
         room = LINE - len("  base           ")
         if self.base:
             lines.append(f"  base           {self.base}")
-        if self.thawed:
-            lines.append(f"  thawed         {shorten(self.thawed, room)}")
+        if self.unfrozen:
+            lines.append(f"  unfrozen       {shorten(self.unfrozen, room)}")
         if self.frozen:
             lines.append(f"  frozen         {shorten(self.frozen, room)}")
         lines.append(
@@ -118,11 +118,11 @@ def first_pass_line(
 
     Examples:
         >>> first_pass_line(["block5_pool"], 8192, 540)
-        'BottleneckCache behind block5_pool: 8.2 KB a row, 4.4 MB for 540 training rows'
+        'BottleneckCache after block5_pool: 8.2 KB a row, 4.4 MB for 540 training rows'
         >>> first_pass_line(["block5_pool"], 8192, None, 27)
-        'BottleneckCache behind block5_pool: 8.2 KB a row, in 27 training batches'
+        'BottleneckCache after block5_pool: 8.2 KB a row, in 27 training batches'
         >>> first_pass_line(["block5_pool"], 8192, None, validation_only=True)
-        'BottleneckCache behind block5_pool, for validation only: 8.2 KB a row'
+        'BottleneckCache after block5_pool, for validation only: 8.2 KB a row'
     """
     of = "validation" if validation_only else "training"
     what = ", for validation only" if validation_only else ""
@@ -132,7 +132,7 @@ def first_pass_line(
             what += f", {readable(bytes_per_row * rows)} for {rows} {of} rows"
         elif batches:
             what += f", in {batches} {of} batches"
-    return f"BottleneckCache behind {shorten(cuts, LINE - 23 - len(what))}{what}"
+    return f"BottleneckCache after {shorten(cuts, LINE - 22 - len(what))}{what}"
 
 
 def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:

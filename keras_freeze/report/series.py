@@ -26,7 +26,7 @@ class Curves:
         values: by key, of equal length.
         stages: `(number, begin)` of the stages in the order of the run; half an epoch before the
             first epoch of each.
-        span: half an epoch before the first one, half an epoch behind the last one.
+        span: half an epoch before the first one, half an epoch after the last one.
     """
 
     epochs: dict[str, np.ndarray]

@@ -52,7 +52,7 @@ def auto(
     if count > len(blocks):
         raise ScheduleError(
             f"`stages` must be at most {len(blocks)}: {found.label!r} has no more blocks that can "
-            f"be thawed one after the other. Received: stages={stages!r}"
+            f"be unfrozen one after the other. Received: stages={stages!r}"
         )
     firsts = [_name(found, block[0]) for block in _balanced(blocks, count)]
     return _from_the_top(firsts, start, every, learning_rate, decay)
@@ -62,8 +62,8 @@ def chain_thaw(model: Any, base: Any, start: int, every: int, learning_rate: Any
     """One block alone, then the next, at last all of them: `Schedule.chain_thaw`."""
     if not isinstance(model, keras.Model):
         raise ScheduleError(
-            "`model` of chain_thaw must be the whole model, as its head is frozen and thawed too. "
-            f"Received: model={model!r}"
+            "`model` of chain_thaw must be the whole model, as its head is frozen and unfrozen "
+            f"too. Received: model={model!r}"
         )
     found = find_base(model, base)
     whole = LayerTree(model)
@@ -86,7 +86,7 @@ def chain_thaw(model: Any, base: Any, start: int, every: int, learning_rate: Any
 def _from_the_top(
     firsts: list[str], start: int, every: int, learning_rate: Any, decay: float | None
 ) -> list[Stage]:
-    """Stages that thaw from a layer on: those that follow thaw from a layer further down on."""
+    """Stages that unfreeze from a layer on, each from one that is further down."""
     begin, step = _epoch(start), _whole("every", every)
     selectors = [f"{first}:" for first in firsts[:-1]] + ["all"]
     # Again in each stage, for one that resets the optimizer; but a part of a part is another rate.
@@ -124,8 +124,8 @@ def _blocks(base: Base) -> Blocks:
     blocks = weighted_blocks(base.scope.tree, base.leaves)
     if not blocks:
         raise ScheduleError(
-            f"{base.label!r} has no weights, so there is nothing to thaw. Build it first, or name "
-            "another base."
+            f"{base.label!r} has no weights, so there is nothing to unfreeze. Build it first, or "
+            "name another base."
         )
     return blocks
 

@@ -32,7 +32,7 @@ known_only = names_unknown(ScheduleError, OF_STAGES)
 
 @keras.saving.register_keras_serializable(package="keras_freeze")
 class Schedule:
-    """An ordered list of stages, each at its own epoch or behind a trigger.
+    """An ordered list of stages, each at its own epoch or after a trigger.
 
     Args:
         stages: `{epoch: selector or Stage}`, a list of `Stage` (or of mappings of `Stage`'s
@@ -163,7 +163,7 @@ class Schedule:
 
         Args:
             epoch: counted from 0.
-            begun: the epochs at which stages behind a `Plateau` have begun, by number.
+            begun: the epochs at which stages after a `Plateau` have begun, by number.
         """
         starts = {n: stage.at for n, stage in enumerate(self, 1) if isinstance(stage.at, int)}
         starts |= begun or {}
@@ -242,7 +242,7 @@ class Schedule:
 
         Args:
             base: the base itself, whose graph is read.
-            start: the epoch at which the uppermost block is thawed.
+            start: the epoch at which the uppermost block is unfrozen.
             every: the number of epochs from block to block.
             learning_rate: from the first stage on; None leaves it alone.
             layer_decay: as in `Stage`.
@@ -272,9 +272,9 @@ class Schedule:
         representations for detecting sentiment, emotion and sarcasm" (EMNLP, arXiv 1708.00524).
 
         Args:
-            model: the whole model, as its head is frozen and thawed too.
+            model: the whole model, as its head is frozen and unfrozen too.
             base: as in `FreezeBase`.
-            start: the epoch at which the first block is thawed.
+            start: the epoch at which the first block is unfrozen.
             every: the number of epochs for each block.
             learning_rate: of the last stage, as in `Stage`.
 
@@ -341,7 +341,7 @@ class Schedule:
 
         Args:
             model: built, and compiled if rates and the optimizer's memory are to be known.
-            epochs: of the fit, for the length of the last stage; a stage that lies behind them is
+            epochs: of the fit, for the length of the last stage; a stage that begins after them is
                 an error.
             steps_per_epoch: for the number of steps.
             data: the number of images, or arrays as `fit` takes them: for the bytes of a cache.

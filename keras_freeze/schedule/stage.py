@@ -53,9 +53,9 @@ class Stage:
             deep ones); what lies outside the base learns at the full rate. With a
             `base_learning_rate`, that is the rate of the block next to the head. It holds until a
             stage sets another one, or resets the optimizer. `None` leaves it alone.
-        warmup_steps: the layers that this stage thaws begin slowly: update i of so many gets i /
-            `warmup_steps` of the rate. The others are not slowed down. It goes on over the end of
-            the stage, but not into another `fit`.
+        warmup_steps: the layers that this stage unfreezes begin slowly: update i of so many gets
+            i / `warmup_steps` of the rate. The others are not slowed down. It goes on over the end
+            of the stage, but not into another `fit`.
         optimizer: `"carry"` or `"reset"` for this stage alone; `None` = as the schedule's user
             (`GradualUnfreeze`) says.
         restore_best: goes back, when the stage begins, to the best epoch of the stage that ends:
@@ -153,16 +153,16 @@ class Stage:
             )
         if self.warmup_steps and self.unfreeze is None:
             raise ScheduleError(
-                f"`warmup_steps` of Stage(at={self.at}) is for the layers that the stage thaws. "
-                f"Give it `unfreeze`. Received: warmup_steps={self.warmup_steps!r}"
+                f"`warmup_steps` of Stage(at={self.at}) is for the layers that the stage "
+                f"unfreezes. Give it `unfreeze`. Received: warmup_steps={self.warmup_steps!r}"
             )
 
     def _check_overlap(self) -> None:
         """Selectors that mean the same layers in every model; `fit` finds the others."""
-        thawed, frozen = texts(self.unfreeze), texts(self.freeze)
-        subtracts = any(text.startswith("!") for text in (*thawed, *frozen))
-        both = sorted(thawed & frozen)
-        if both and (thawed == frozen or not subtracts):
+        unfrozen, frozen = texts(self.unfreeze), texts(self.freeze)
+        subtracts = any(text.startswith("!") for text in (*unfrozen, *frozen))
+        both = sorted(unfrozen & frozen)
+        if both and (unfrozen == frozen or not subtracts):
             raise ScheduleError(
                 f"`unfreeze` and `freeze` of Stage(at={self.at}) both name {both}. A layer can be "
                 f"in one of them only. Received: unfreeze={self.unfreeze!r}, freeze={self.freeze!r}"

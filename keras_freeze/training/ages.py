@@ -1,4 +1,4 @@
-"""The age of each variable: one that is thawed at step s is updated as if step s were step 0.
+"""The age of each variable: one that is unfrozen at step s is updated as if step s were step 0.
 
 Optimizers correct for the start of a run (Adam's bias correction, Kingma & Ba 2015, section 3)
 with one count for all variables. A variable that joins late, with empty slots, would be divided by
@@ -31,7 +31,7 @@ Optimizer = Any
 Variable = Any
 Tensor = Any
 
-# {optimizer: {variable key: value of `iterations` when the variable was thawed}}. Not on the
+# {optimizer: {variable key: value of `iterations` when the variable was unfrozen}}. Not on the
 # optimizer: nothing of ours stays on it. Weak: it ends with the optimizer.
 _BIRTHS: weakref.WeakKeyDictionary[Optimizer, dict[Any, int]] = weakref.WeakKeyDictionary()
 
@@ -163,7 +163,7 @@ def _clip(
 ) -> list[Tensor]:
     """Makes the first accumulated gradient a mean over the steps that its variable has seen.
 
-    Keras divides by the whole window; a variable thawed inside one has summed fewer gradients.
+    Keras divides by the whole window; a variable unfrozen inside one has summed fewer gradients.
     Before clipping, which is of the mean.
     """
     steps = optimizer.gradient_accumulation_steps or 1
@@ -190,7 +190,7 @@ class _Products:
     looked up; the optimizer's own variable ends up with the eldest group's.
     """
 
-    # 0.96**i no longer changes a float64 product behind this step.
+    # 0.96**i no longer changes a float64 product after this step.
     LAST = 1000
     TABLE = np.cumprod(np.concatenate([[1.0], 1 - 0.5 * 0.96 ** np.arange(1.0, LAST + 1)]))
 

@@ -1,7 +1,7 @@
 """The pace of each variable: which share of the learning rate it gets.
 
 Discriminative rates give layers far from the output a smaller one (Howard & Ruder 2018, ULMFiT,
-section 3.2); a layer that has just been thawed may begin with small steps. The rate of the
+section 3.2); a layer that has just been unfrozen may begin with small steps. The rate of the
 optimizer stays what it is, so that it is read, logged, scheduled and saved as ever.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:

@@ -147,7 +147,7 @@ def _set(optimizer: Optimizer, rate: Rate) -> bool:
 def _put_variable(optimizer: Optimizer, rate: float) -> None:
     """Keras has no way back from a schedule to a float: make the variable that __init__ makes.
 
-    It stands second, behind `iterations`, as in an optimizer that was built with a float: weights
+    It stands second, after `iterations`, as in an optimizer that was built with a float: weights
     files hold an optimizer's variables by index.
     """
     with keras.name_scope(optimizer.name):

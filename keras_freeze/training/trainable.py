@@ -46,7 +46,7 @@ def unfreeze(layers: Any, batch_norm: str = "freeze") -> None:
     `model.get_layer("name")`.
 
     Args:
-        layers: a layer or model (all below it is thawed), or a list such as `select_layers`
+        layers: a layer or model (all below it is unfrozen), or a list such as `select_layers`
             returns.
         batch_norm: `"freeze"` keeps every BatchNormalization frozen and so in inference mode;
             `"train"` lets it follow.
@@ -83,7 +83,7 @@ def _set_all(layers: Any, trainable: bool, batch_norm: str = "freeze") -> None:
         check_not_only_batch_norm(leaves, batch_norm, "`layers`")
     containers: dict[int, Layer] = {}
     for tree in trees:
-        apply_flags(tree, {id(f): trainable and may_thaw(f, batch_norm) for f in tree.leaves})
+        apply_flags(tree, {id(f): trainable and may_unfreeze(f, batch_norm) for f in tree.leaves})
         containers |= known_containers(tree.root)
     for container in containers.values():
         below = LayerTree(container).below(container)
@@ -95,17 +95,17 @@ def is_batch_norm(layer: Layer) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
-def may_thaw(leaf: Layer, batch_norm: str) -> bool:
+def may_unfreeze(leaf: Layer, batch_norm: str) -> bool:
     """Whether the BatchNorm policy lets `leaf` become trainable."""
     return batch_norm == "train" or not is_batch_norm(leaf)
 
 
 def check_not_only_batch_norm(leaves: list[Layer], batch_norm: str, where: str) -> None:
-    """Raises if the policy would leave everything that was to be thawed frozen."""
-    if leaves and not any(may_thaw(leaf, batch_norm) for leaf in leaves):
+    """Raises if the policy would leave everything that was to be unfrozen frozen."""
+    if leaves and not any(may_unfreeze(leaf, batch_norm) for leaf in leaves):
         raise LayerMatchError(
             f"{where} names only BatchNormalization layers, which batch_norm='freeze' keeps "
-            "frozen, so nothing would be thawed. Pass batch_norm='train' to train them. "
+            "frozen, so nothing would be unfrozen. Pass batch_norm='train' to train them. "
             f"Received: {[leaf.name for leaf in leaves]}"
         )
 
