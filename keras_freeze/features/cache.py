@@ -10,7 +10,7 @@ import keras
 
 from keras_freeze.features.aside import StepAsideError, nothing_frozen, tell
 from keras_freeze.features.budget import free_memory, row_bytes
-from keras_freeze.features.choice import Choice, choose, in_training, symbols_of
+from keras_freeze.features.choice import Choice, choose, choose_for_validation, symbols_of
 from keras_freeze.features.compute import Features
 from keras_freeze.features.feeds import Feeds
 from keras_freeze.features.layout import Flags
@@ -122,11 +122,10 @@ class FeatureCache:
                 bar = error
         if not self.validates:
             raise bar
-        choice = choose(self.subject, *self.flags, training=False)
+        choice, bar = choose_for_validation(self.subject, *self.flags, bar)
         self._check_worth(choice)
         if choice.part is not None:
-            at_fault = None if bar.in_training else in_training(self.subject, choice, self.flags[0])
-            self._tell_of_validation(at_fault or bar)
+            self._tell_of_validation(bar)
         return choice
 
     def _serve(self, choice: Choice) -> None:
@@ -285,6 +284,7 @@ class FeatureCache:
             return
         self.barred = error.with_traceback(None)
         self.served = None
+        self._forget()
         self.is_due = True  # not now: on JAX variables hold nothing within an epoch
 
     def step_aside(self, error: StepAsideError) -> None:

@@ -87,16 +87,28 @@ def symbols_of(part: GraphPart | WholePart) -> list[Any] | None:
     return [part.program.symbols[value] for value in part.values]
 
 
-def in_training(subject: Subject, choice: Choice, now: Flags) -> StepAsideError | None:
-    """Returns why a choice for validation can't be served to train steps, if a layer is at fault.
+def choose_for_validation(
+    subject: Subject, now: Flags, later: Sequence[Flags], bar: StepAsideError
+) -> tuple[Choice, StepAsideError]:
+    """Finds what is served to validation alone.
 
     Args:
         subject: the model.
-        choice: for validation.
         now: `{id(leaf): trainable}` of all leaves.
+        later: the same for each stage that will follow, in order.
+        bar: why train steps aren't served.
+
+    Returns:
+        The choice; and `bar`, or a reason that names the layer at fault.
+
+    Raises:
+        StepAsideError: validation can't be served either.
     """
+    choice = choose(subject, now, later, training=False)
     judge = subject.fixed(now)
-    for operation in choice.part.operations if choice.part is not None else ():
-        if why := judge.why_not(operation):
-            return obstacle(f"{operation.name!r} can't be cached", why, is_inside=True)
-    return None
+    if choice.part is not None and not bar.in_training:
+        for operation in choice.part.operations:
+            if why := judge.why_not(operation):
+                what = f"{operation.name!r} can't be cached"
+                return choice, obstacle(what, why, is_inside=True)
+    return choice, bar
