@@ -14,7 +14,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import os
 import re
 import reprlib
 import warnings
@@ -24,10 +23,8 @@ from typing import ParamSpec, TypeVar
 
 import keras
 
-# Code in these folders is never the user's.
-NOT_THE_USERS = tuple(
-    os.path.dirname(os.path.abspath(file)) + os.sep for file in (__file__, keras.__file__)
-)
+# Packages that call `fit`, or are called by it, on the user's behalf.
+NOT_THE_USERS = ("keras", "keras_freeze", "keras_hub", "keras_tuner", "sklearn", "joblib")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -124,7 +121,7 @@ def _users_frame(frame: FrameType) -> FrameType | None:
     Between `fit` and our code there may be a `train_step` of the user's, or functions of a backend.
     """
     here: FrameType | None = _running_fit(frame) or frame
-    while here is not None and _is_inside(here, NOT_THE_USERS):
+    while here is not None and _package(here) in NOT_THE_USERS:
         here = here.f_back
     return here
 
@@ -133,15 +130,15 @@ def _running_fit(frame: FrameType) -> FrameType | None:
     """The frame of Keras' `fit` that runs, if one does."""
     here: FrameType | None = frame
     while here is not None:
-        is_fit = here.f_code.co_name == "fit" and _is_inside(here, NOT_THE_USERS)
+        is_fit = here.f_code.co_name == "fit" and _package(here) == "keras"
         if is_fit and isinstance(here.f_locals.get("self"), keras.Model):
             return here
         here = here.f_back
     return None
 
 
-def _is_inside(frame: FrameType, folders: tuple[str, ...]) -> bool:
-    return os.path.abspath(frame.f_code.co_filename).startswith(folders)
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).split(".")[0]
 
 
 def closest(received: object, choices: Iterable[str]) -> str:
