@@ -106,6 +106,15 @@ def moved(variables: list[Any]) -> StepAsideError:
     )
 
 
+def drawn() -> StepAsideError:
+    """Returns the error about random code whose generator isn't one of Keras'."""
+    return StepAsideError(
+        "random code runs before the base or in it: it draws from the backend's own generator",
+        BEFORE_FIT,
+        in_training=True,
+    )
+
+
 def tell(text: str) -> None:
     """Warns of what a cache does."""
     warn(f"BottleneckCache {text}", CacheWarning)

@@ -124,7 +124,11 @@ class Features:
         began = time.perf_counter()
         self.watch.before_prefix()
         whole = len(batches) == 1 and len(positions) == rows.size == len(rows)
-        parts = self._run(rows, [None] if whole else batches, served, kind, state)
+        try:
+            parts = self._run(rows, [None] if whole else batches, served, kind, state)
+        except StepAsideError:
+            self.watch.put_back()  # what ran before the error may have drawn random numbers
+            raise
         self.watch.after_prefix()
         self.watch.prefix_seconds = time.perf_counter() - began
         return {

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import torch
 
+from keras_freeze.features.aside import StepAsideError, drawn
 from keras_freeze.features.keys import Key, fingerprint, stride
 from keras_freeze.features.tape.replay import Replay
 from keras_freeze.training import values
@@ -56,7 +57,31 @@ def compiled(
         with torch.no_grad():
             return replays[looks].run(flat)
 
-    return run if is_trusted else lambda state, batches: [plain(x) for x in batches]
+    return run if is_trusted else lambda state, batches: [_without_draws(plain, x) for x in batches]
+
+
+def _without_draws(function: Callable[[Any], Any], x: Any) -> Any:
+    """Calls a function that must not draw from PyTorch's generators.
+
+    Keras' Dropout draws from these, and no variable of Keras tells of it.
+    """
+    before = _generator_states()
+    try:
+        features = function(x)
+        if not all(map(torch.equal, before, _generator_states())):
+            raise drawn()
+        return features
+    except StepAsideError:
+        torch.set_rng_state(before[0])
+        for device, state in enumerate(before[1:]):
+            torch.cuda.set_rng_state(state, device)
+        raise
+
+
+def _generator_states() -> list[Any]:
+    """Of the CPU, then of each GPU once one is in use."""
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_gpu]
 
 
 def is_faster_together(model: Any) -> bool:

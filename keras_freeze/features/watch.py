@@ -77,9 +77,9 @@ class Watch:
         kind = "train" if training else "test"
         if kind != self.kind:
             self.kind, self.poor, self.last_rows = kind, 0, 0
-        seeds = [] if training else [v for layer in layers for v in seed_states(layer)]
+        seeds = [v for layer in layers for v in seed_states(layer)]
         variables = {id(v): v for layer in layers for v in layer.variables}
-        for seed in seeds:
+        for seed in seeds if not training else []:
             variables.pop(id(seed), None)
         self.variables = list(variables.values())
         self.fingerprints = self.backend.fingerprints(self.variables)
@@ -110,14 +110,18 @@ class Watch:
 
     def after_prefix(self) -> None:
         """Puts moved states back, and refuses."""
+        if changed := self.put_back():
+            raise moved(changed)
+
+    def put_back(self) -> list[Any]:
+        """Returns the states that the prefix moved; they are what they were before it."""
         held, self.quiet = [] if self.quiet else self._held(), True
         changed = []
         for variable, value in zip(held, self.saved if held else [], strict=True):
             if not np.array_equal(to_numpy(variable), value):
                 variable.assign(value)
                 changed.append(variable)
-        if changed:
-            raise moved(changed)
+        return changed
 
     def _held(self) -> list[Any]:
         """On JAX variables are empty while `fit` runs, and the prefix can't write to them."""
