@@ -12,7 +12,7 @@ import keras_freeze
 
 HOME = Path(keras_freeze.__file__).parent
 RAISED = {"FreezeError", "ScheduleError", "LayerMatchError", "CacheError", "error", "_refuse"}
-WARNED = {"warn", "_warn"}
+WARNED = {"warn", "tell"}
 ASIDE = "StepAsideError"
 VARIES = "\N{HORIZONTAL ELLIPSIS}"  # stands for what differs from case to case
 
