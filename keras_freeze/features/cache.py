@@ -227,6 +227,8 @@ class FeatureCache:
     def feed(self, kind: str, iterator: Any) -> None:
         """Takes the arrays behind an iterator by number, if that is possible."""
         feed = self.feeds.put(kind, iterator) if self.served is not None else None
+        if feed is not None and self.served is not None:
+            self.watch.check_rows(feed, self.served.places(feed.structure))  # what they are now
         if feed is not None and kind == self.watch.kind and not self.store.rows:
             self.store.expected = len(feed)
 
