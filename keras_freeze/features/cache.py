@@ -62,7 +62,7 @@ class FeatureCache:
         self.features = Features(self.store, self.watch, stats)
         self.dtype = dtype
         self.feeds = Feeds(self.backend.to_tensor)
-        self.batches: int | None = None  # of the rows that are judged, as far as that is known
+        self.batches: int | None = None  # in an epoch of `watch.kind`; None = not known
         self.served: Served | None = None
         self.stage = 0
         self.has_stopped = False  # within an epoch: its steps were traced on batches
@@ -81,7 +81,7 @@ class FeatureCache:
         return self.served is not None and (self.served.training or kind == "test")
 
     def is_busy(self, kind: str) -> bool:
-        """True while steps of a kind have to come by here."""
+        """True if `step` has to run the steps of a kind."""
         return self.serves(kind) or kind in self.feeds or self.has_stopped
 
     def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:

@@ -1,4 +1,4 @@
-"""The arrays of which the rows of a fit come by number."""
+"""The arrays that the steps of a fit read by row number."""
 
 from __future__ import annotations
 

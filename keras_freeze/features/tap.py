@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_freeze.features.aside import StepAsideError, not_told
 from keras_freeze.features.part import Features, GraphPart, WholePart
-from keras_freeze.graph.program import as_called, is_of_keras, version_of
+from keras_freeze.graph.program import as_called, is_keras_code, version_of
 from keras_freeze.graph.tree import has_added_losses
 
 Model = Any
@@ -201,7 +201,7 @@ class Tap:
     def _step(self, kind: str) -> Callable[..., Any]:
         """The model's own step, on a batch that brings its features along."""
         step = getattr(self.model, f"{kind}_step")
-        is_stock = is_of_keras(step)
+        is_stock = is_keras_code(step)
 
         def served(*arguments: Any) -> Any:
             *state, (features, x, y, sample_weight) = arguments
@@ -235,7 +235,7 @@ class Tap:
             leaves[str(place)]
             if str(place) in leaves
             else keras.ops.broadcast_to(
-                # JAX warns where it is asked for zeros of 64 bits, not where it is given some.
+                # JAX warns if zeros of 64 bits are requested; arrays it converts silently.
                 keras.ops.convert_to_tensor(np.zeros((1,) * (len(shape) + 1), dtype)),
                 (rows, *shape),
             )

@@ -14,8 +14,8 @@ def names_in_short(
     """Returns what to call some layers, and how many of them each name stands for.
 
     A container (a transformer layer, a residual block that is a layer) is named in place of its
-    layers if all of them that have weights are chosen, and there is more than one. Names that
-    repeat are told apart by their paths.
+    layers if all of them that have weights are chosen, and there is more than one. Where
+    a name repeats, the path is used.
 
     Args:
         tree: all layers.

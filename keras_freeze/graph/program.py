@@ -171,7 +171,7 @@ def _graph(model: Layer) -> Any:
 
 def _is_plain(layer: Layer) -> bool:
     """True if all that `layer` does when it is called is to run its graph."""
-    return _runs_its_graph(layer) and is_of_keras(type(layer).__call__)
+    return _runs_its_graph(layer) and is_keras_code(type(layer).__call__)
 
 
 def _runs_its_graph(layer: Layer) -> bool:
@@ -180,10 +180,10 @@ def _runs_its_graph(layer: Layer) -> bool:
         return False
     if not hasattr(_graph(layer), "_nodes_by_depth") or layer.activity_regularizer is not None:
         return False
-    return is_of_keras(type(layer).call) and "call" not in vars(layer)
+    return is_keras_code(type(layer).call) and "call" not in vars(layer)
 
 
-def is_of_keras(method: Any) -> bool:
+def is_keras_code(method: Any) -> bool:
     """True if Keras wrote it, not the user."""
     return str(method.__module__).split(".")[0] == "keras"
 
