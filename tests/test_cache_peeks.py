@@ -201,6 +201,26 @@ def test_a_callback_that_reads_both_iterators(shuffle: Any, more: dict[str, Any]
     check_twice(Run(frozen=frozen, options=options), seen, passes=None)
 
 
+class Kinds(Reader):
+    """Notes of what classes and dtypes the arrays of a batch are."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        data = next(iter(self.iterator))[2]
+        batch = data[0] if isinstance(data, (list, tuple)) else next(data)
+        self.seen.append([(type(leaf).__name__, str(leaf.dtype)) for leaf in batch])
+
+    def on_train_end(self, logs=None):
+        pass
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_are_of_the_classes_that_keras_hands_out(shuffle: bool):
+    """NumPy rounds otherwise than JAX where a step isn't compiled."""
+    seen: list[Any] = []
+    frozen = lambda: [FreezeBase(), Kinds(seen)]  # noqa: E731
+    check_twice(Run(frozen=frozen, options={"shuffle": shuffle}), seen)
+
+
 class Asks(keras.callbacks.Callback):
     """Uses the arrays that are being fed, and Keras' iterator over them."""
 
