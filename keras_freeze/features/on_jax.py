@@ -1,8 +1,4 @@
-"""How a step gets its batches, and how the prefix is run: JAX.
-
-Private names used here were tried on Keras 3.12.0 and 3.15.1:
-`JAXEpochIterator._prefetch_numpy_iterator`, which only the first has.
-"""
+"""How a step gets its batches, and how the prefix is run: JAX."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ from typing import Any
 import jax
 import keras
 import numpy as np
-from keras.src.backend.jax.trainer import JAXEpochIterator
 
 from keras_freeze.features.aside import StepAsideError, moved
 from keras_freeze.features.keys import Key, fingerprint, stride
@@ -166,16 +161,8 @@ def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
-    """Returns an array as Keras hands it to a step.
-
-    Steps that aren't compiled compute with what they get, and NumPy rounds otherwise than JAX.
-    """
-    return jax.device_put(array) if _are_put_on_the_device() else array
-
-
-def _are_put_on_the_device() -> bool:
-    """True if Keras moves batches to the device before the step: newer versions not on a CPU."""
-    return jax.default_backend() != "cpu" or hasattr(JAXEpochIterator, "_prefetch_numpy_iterator")
+    """Returns an array as the model's steps take it: on a CPU, `jit` takes it as it is."""
+    return array if jax.default_backend() == "cpu" else jax.device_put(array)
 
 
 def lent(tensor: Any) -> Any:

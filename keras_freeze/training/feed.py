@@ -8,7 +8,8 @@ a callback of the user's) gets rows, gathered at that moment.
 
 Private names used here were tried on Keras 3.12.0 and 3.15.1: `ArrayDataAdapter._inputs`,
 `_shuffle`, `EpochIterator._get_iterator`, `_epoch_iterator`;
-`TFEpochIterator._distributed_dataset`, `_distribute_strategy`.
+`TFEpochIterator._distributed_dataset`, `_distribute_strategy`; of 3.12.0 alone,
+`JAXEpochIterator._prefetch_numpy_iterator`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class ArrayFeed:
     """
 
     def __init__(self, epoch_iterator: Any, to_tensor: Callable[[Array], Any]):
-        self.to_tensor = to_tensor
+        # On JAX, older versions of Keras put batches on the device before the step. It matters
+        # where a step isn't compiled: NumPy rounds differently.
+        is_put_ahead = hasattr(epoch_iterator, "_prefetch_numpy_iterator")
+        self.to_tensor = keras.ops.convert_to_tensor if is_put_ahead else to_tensor
         self.epoch_iterator = epoch_iterator
         self.adapter = epoch_iterator.data_adapter
         self.inputs = self.adapter._inputs
