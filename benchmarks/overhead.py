@@ -35,8 +35,8 @@ import keras
 import numpy as np
 
 from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
-from keras_freeze.callbacks.hooks import First, Last
-from keras_freeze.training.functions import GuardedStep
+from keras_freeze.fit_engine.first_and_last_callbacks import First, Last
+from keras_freeze.keras_internals.step_functions import GuardedStep
 
 NEVER = 10**6
 

@@ -5,6 +5,7 @@ from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
 from keras_freeze.callbacks.per_stage import PerStage
 from keras_freeze.callbacks.recompile_on_trainable_change import RecompileOnTrainableChange
+from keras_freeze.display.plot_history import plot_history
 from keras_freeze.errors import (
     CacheError,
     CacheWarning,
@@ -13,12 +14,11 @@ from keras_freeze.errors import (
     ScheduleError,
 )
 from keras_freeze.graph.selectors import select_layers
+from keras_freeze.keras_internals.trainable_flags import freeze, unfreeze
 from keras_freeze.models.transfer_model import TransferModel
-from keras_freeze.report.plot import plot_history
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
-from keras_freeze.training.trainable import freeze, unfreeze
 
 __all__ = [
     "BottleneckCache",

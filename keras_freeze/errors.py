@@ -188,6 +188,8 @@ def _likeness(received: str, choice: str) -> tuple[float, float]:
 def names_unknown(
     kind: type[FreezeError] = FreezeError,
     elsewhere: Mapping[str, Collection[str]] | None = None,
+    *,
+    of: str = "",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes an unknown keyword of a function an error that names the closest known one.
 
@@ -197,6 +199,7 @@ def names_unknown(
         kind: of the error.
         elsewhere: arguments of others that may be given to this one by mistake, by the others'
             names.
+        of: the class that users know the function by, if it is defined in another one.
 
     Examples:
         >>> @names_unknown()
@@ -211,7 +214,8 @@ It has `to_port`. Received: toport=True
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         known = [name for name in inspect.signature(function).parameters if name not in HIDDEN]
-        name = function.__qualname__.removesuffix(".__init__")
+        name = f"{of}.{function.__name__}" if of else function.__qualname__
+        name = name.removesuffix(".__init__")
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -11,9 +11,9 @@ RATE = 2.0**-6  # exact in float32
 
 
 def backend_of(module: str) -> str:
-    """The backend that a module of ours is for: `on_jax` and its like, PyTorch's tape; else ""."""
+    """The backend that a module of ours is for: `on_jax` and its like, `torch_tape`; else ""."""
     parts = module.split(".")
-    if "tape" in parts:
+    if "torch_tape" in parts:
         return "torch"
     return next((part.removeprefix("on_") for part in parts if part.startswith("on_")), "")
 

@@ -23,21 +23,38 @@ MAY_IMPORT = {
     "errors": set(),
     "graph": {"errors"},
     "schedule": {"graph", "errors", "preview"},  # that one by Schedule.preview, when it is called
-    "preview": {"callbacks", "features", "schedule", "training", "graph", "report", "errors"},
-    "training": {"graph", "errors"},
-    "report": {"schedule", "errors"},
-    "features": {"training", "graph", "report", "errors"},
-    "callbacks": {"schedule", "features", "training", "graph", "report", "errors"},
-    "models": {"callbacks", "schedule", "features", "training", "graph", "errors"},
-    "": {"callbacks", "models", "schedule", "features", "training", "report", "graph", "errors"},
+    "keras_internals": {"graph", "errors"},
+    "display": {"schedule", "errors"},
+    "feature_cache": {"keras_internals", "graph", "display", "errors"},
+    "fit_engine": {"schedule", "feature_cache", "keras_internals", "graph", "display", "errors"},
+}
+FACE = {*MAY_IMPORT, "fit_engine"}
+MAY_IMPORT |= {
+    "preview": FACE,
+    "callbacks": FACE,
+    "models": {*FACE, "callbacks"},
+    "": {*FACE, "callbacks", "models"},
     "demo": {"", "errors"},
     "cli": {"", "errors", "demo"},
 }
-KNOW_KERAS_INSIDE = {"graph", "training"}
+# The folders of a room, and which others of it each may use; a file beside them counts as one.
+MAY_IMPORT_WITHIN = {
+    "feature_cache": {
+        "not_cacheable": set(),
+        "cache_stats": set(),
+        "storage": {"not_cacheable"},
+        "cutting": {"not_cacheable"},
+        "backends": {"not_cacheable", "storage"},
+        "checks": {"not_cacheable", "storage", "backends"},
+        "serving": {"not_cacheable", "cache_stats", "storage", "cutting", "backends", "checks"},
+        "cache": {"not_cacheable", "cache_stats", "storage", "cutting", "checks", "serving"},
+    },
+}
+KNOW_KERAS_INSIDE = {"graph", "keras_internals"}
 
 
 def room_of(module: str) -> str:
-    """`keras_freeze.graph.tree` is in the room "graph"."""
+    """`keras_freeze.graph.layer_tree` is in the room "graph"."""
     return [*module.split("."), ""][1]
 
 
@@ -82,13 +99,46 @@ def private_names_in(path: Path) -> set[str]:
 
 def test_the_walk_sees_the_package():
     assert {room_of(module_of(path)) for path in FILES} <= set(MAY_IMPORT)
-    assert rooms_used_by(HOME / "callbacks" / "conductor.py") >= {"report", "training"}
-    assert private_names_in(HOME / "training" / "trainable.py") >= {"_trainable"}
+    assert rooms_used_by(HOME / "fit_engine" / "stage_report.py") >= {"display", "keras_internals"}
+    assert private_names_in(HOME / "keras_internals" / "trainable_flags.py") >= {"_trainable"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_imports_run_one_way(path: Path):
     assert rooms_used_by(path) <= MAY_IMPORT[room_of(module_of(path))]
+
+
+def modules_used_by(path: Path) -> set[str]:
+    """The modules of ours that a file imports when it is imported itself."""
+    known, used = {module_of(each) for each in FILES}, set()
+    top = ast.parse(path.read_text(encoding="utf-8")).body
+    for node in top:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            used |= {name if name in known else node.module for name in names} & known
+    return used
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT_WITHIN)
+def test_folders_of_a_room_use_one_another_one_way(room: str):
+    for path in (HOME / room).rglob("*.py"):
+        _, _, folder, *_ = [*module_of(path).split("."), "", ""]
+        same = {name for name in modules_used_by(path) if room_of(name) == room}
+        others = {[*name.split("."), ""][2] for name in same} - {folder}
+        assert not folder or others <= MAY_IMPORT_WITHIN[room][folder], path.name
+
+
+def test_no_modules_import_one_another():
+    uses = {module_of(path): modules_used_by(path) - {module_of(path)} for path in FILES}
+    while leaves := [name for name, used in uses.items() if not used & set(uses)]:
+        for name in leaves:
+            del uses[name]
+    assert not uses
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_file_is_long(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -102,7 +152,7 @@ def test_no_backend_is_imported(path: Path):
 def test_private_names_of_keras_stay_where_they_belong(path: Path):
     assert not [module for module, _ in imports_of(path) if module.startswith("keras.src")]
     if room_of(module_of(path)) not in KNOW_KERAS_INSIDE:
-        of_torch = {"_schema"} if path.parent.name == "tape" else set()
+        of_torch = {"_schema"} if path.parent.name == "torch_tape" else set()
         assert private_names_in(path) == of_torch & private_names_in(path)
 
 

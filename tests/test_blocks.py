@@ -12,7 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from keras_freeze import select_layers
-from keras_freeze.graph.blocks import block_starts
+from keras_freeze.graph.block_boundaries import block_starts
 
 L = keras.layers
 WIDTH = 2

@@ -10,11 +10,11 @@ import keras
 import pytest
 
 from keras_freeze import Schedule, select_layers
-from keras_freeze.callbacks.paces import depths_in
+from keras_freeze.fit_engine.learning_rate_multipliers import depths_in
 from keras_freeze.graph.base import Base
-from keras_freeze.graph.blocks import block_starts, weighted_blocks
-from keras_freeze.graph.selectors import Scope
-from keras_freeze.graph.tree import LayerTree, own_variables
+from keras_freeze.graph.block_boundaries import block_starts, weighted_blocks
+from keras_freeze.graph.layer_tree import LayerTree, own_variables
+from keras_freeze.graph.selector_scope import Scope
 from tests.builders import L
 
 LAYERS = 4

@@ -15,13 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_freeze import BottleneckCache, CacheWarning, FreezeBase, GradualUnfreeze
-from keras_freeze.features.budget import check_dtype, check_max_bytes, free_memory
-from keras_freeze.features.fixed import Fixed
-from keras_freeze.features.keys import row_keys
-from keras_freeze.features.layout import cut_names, plan_layout
-from keras_freeze.features.store import MemoryStore
-from keras_freeze.graph.program import read_program
-from keras_freeze.graph.tree import LayerTree
+from keras_freeze.feature_cache.cutting.cuts_of_stages import cut_names, cuts_of_stages
+from keras_freeze.feature_cache.cutting.deterministic_layers import DeterministicLayers
+from keras_freeze.feature_cache.storage.memory_limit import (
+    check_dtype,
+    check_max_bytes,
+    free_memory,
+)
+from keras_freeze.feature_cache.storage.memory_store import MemoryStore
+from keras_freeze.feature_cache.storage.row_hashes import row_keys
+from keras_freeze.graph.flat_program import read_program
+from keras_freeze.graph.layer_tree import LayerTree
 from tests import builders
 from tests.builders import L
 from tests.reference.cached import X, Y
@@ -35,7 +39,9 @@ def cuts(model: keras.Model, *thawed: set[str]) -> list[list[str]]:
     program, tree = read_program(model), LayerTree(model)
     flags = [{id(leaf): leaf.name in names for leaf in tree.leaves} for names in thawed]
     base = {id(leaf) for leaf in tree.leaves}
-    layout = plan_layout(program, lambda f: Fixed(tree, base, f), flags[0], flags[1:])
+    layout = cuts_of_stages(
+        program, lambda f: DeterministicLayers(tree, base, f), flags[0], flags[1:]
+    )
     return cut_names(program, layout.cut.values), cut_names(program, layout.values)
 
 

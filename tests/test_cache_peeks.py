@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from keras_freeze import BottleneckCache, FreezeBase
-from keras_freeze.features import compute
-from keras_freeze.training import loop
+from keras_freeze.feature_cache.serving import batch_features
+from keras_freeze.keras_internals import callbacks_of_fit
 from tests import builders
 from tests.builders import BACKEND, L
 from tests.reference.cached import Run, X, Y, check
@@ -28,7 +28,7 @@ VAL = builders.data(16, seed=5)  # full batches: TensorFlow rounds partial ones 
 @pytest.fixture(autouse=True)
 def _one_batch_at_once(monkeypatch: pytest.MonkeyPatch):
     """TensorFlow rounds larger batches of the prefix otherwise on some CPUs."""
-    monkeypatch.setattr(compute, "AT_ONCE", 1)
+    monkeypatch.setattr(batch_features, "AT_ONCE", 1)
 
 
 def over(kind: Any) -> Any:
@@ -178,12 +178,12 @@ class Reader(keras.callbacks.Callback):
         self.seen = seen
 
     def on_train_begin(self, logs=None):
-        self.iterator = loop.epoch_iterator()
+        self.iterator = callbacks_of_fit.epoch_iterator()
 
     def on_epoch_end(self, epoch, logs=None):
         batch = first_batch(self.iterator)
         assert_rows(batch)
-        held = first_batch(loop.evaluation_iterator(self.model))
+        held = first_batch(callbacks_of_fit.evaluation_iterator(self.model))
         assert_rows(held, *VAL)
         self.seen.append([leaf.tolist() for leaf in (*batch, *held)])
 
@@ -255,8 +255,8 @@ class Breaks(keras.callbacks.Callback):
     def act(self, batch, logs=None):
         self.calls += 1
         if self.calls == 6:
-            held = loop.evaluation_iterator(self.model)
-            self.iterators = [loop.epoch_iterator(), *([] if held is None else [held])]
+            held = callbacks_of_fit.evaluation_iterator(self.model)
+            self.iterators = [callbacks_of_fit.epoch_iterator(), *([] if held is None else [held])]
             raise KeyboardInterrupt
 
 

@@ -132,10 +132,10 @@ def test_equals_plain_numpy_when_compiled(name):
 @pytest.mark.parametrize("name", HYPER)
 def test_rates_by_layer_and_slow_beginnings_equal_plain_numpy(name):
     """Every optimizer, compiled; the warm-up outlasts the stage."""
-    paces = {"decays": {1: 0.5, 3: 0.75}, "warmups": {1: 8, 2: 2}, "base_rates": {2: 2.0**-8}}
+    multipliers = {"decays": {1: 0.5, 3: 0.75}, "warmups": {1: 8, 2: 2}, "base_rates": {2: 2.0**-8}}
     common = {} if name == "AdamW" else {"weight_decay": 2.0**-5}
     trainable = [HEAD, {"b1", "head"}, {"b0", "b1", "head"}, {"b0", "b1", "head"}]
-    check(run_of(name, trainable, common=common, eager=False, **paces))
+    check(run_of(name, trainable, common=common, eager=False, **multipliers))
 
 
 def test_equals_plain_numpy_with_a_loss_scale():

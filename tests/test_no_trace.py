@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keras_freeze import FreezeBase, GradualUnfreeze
-from keras_freeze.training import patch
+from keras_freeze.keras_internals import temporary_attributes
 from tests.builders import L, assert_equal, data, layer, nested, weights
 
 X, Y = data(16)
@@ -164,7 +164,7 @@ def test_after_an_error_in_the_train_step(steps):
 def test_ctrl_c_while_the_step_is_tidied_up():
     """At each line of it."""
     patched = [L.Dense(1) for _ in range(3)]
-    put_back = patch._put_back.__code__
+    put_back = temporary_attributes._put_back.__code__
 
     def interrupted(line):
         seen = itertools.count(1)
@@ -177,7 +177,7 @@ def test_ctrl_c_while_the_step_is_tidied_up():
         before = sys.gettrace()
         sys.settrace(lambda frame, *_: local if frame.f_code is put_back else None)
         try:
-            with patch.attributes([(each, "call", None) for each in patched]):
+            with temporary_attributes.attributes([(each, "call", None) for each in patched]):
                 pass
         finally:
             sys.settrace(before)

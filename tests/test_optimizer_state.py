@@ -20,7 +20,7 @@ from keras_freeze import (
     RecompileOnTrainableChange,
     Stage,
 )
-from keras_freeze.training import ages, optimizer
+from keras_freeze.keras_internals import optimizer_rebuild, variable_ages
 from tests.builders import BACKEND, RATE, changed, compiled, data, layer, nested, weights
 
 optimizers = keras.optimizers
@@ -80,7 +80,9 @@ def assert_plain(given: Any, expected: Any) -> None:
     """Equal to an optimizer that knows nothing of us, but for its values."""
     assert described(given.variables) == described(expected.variables)
     assert kinds(given) == kinds(expected)
-    for one, other in zip(optimizer.family(given)[1:], optimizer.family(expected)[1:], strict=True):
+    for one, other in zip(
+        optimizer_rebuild.family(given)[1:], optimizer_rebuild.family(expected)[1:], strict=True
+    ):
         assert_plain(one, other)
 
 
@@ -243,20 +245,20 @@ def quick_collection():
 def test_nothing_is_remembered_of_a_model_that_is_gone():
     model = eager(optimizers.Adam)
     fit(model, thawing(), epochs=3)
-    assert ages.births_of(model.optimizer)
+    assert variable_ages.births_of(model.optimizer)
     gone = weakref.ref(model.optimizer)
-    before = len(ages._BIRTHS)
+    before = len(variable_ages._BIRTHS)
     del model
     gc.collect()
     assert gone() is None
-    assert len(ages._BIRTHS) < before
+    assert len(variable_ages._BIRTHS) < before
 
 
 def snapshot(model: keras.Model) -> dict[str, Any]:
     """All that an interrupted change could have touched: objects by identity, and values."""
     found: dict[str, Any] = {"flags": [each.trainable for each in model._flatten_layers()]}
     found |= weights(model)
-    for number, member in enumerate(optimizer.family(model.optimizer)):
+    for number, member in enumerate(optimizer_rebuild.family(model.optimizer)):
         lists = {k: [*map(id, v)] for k, v in vars(member).items() if isinstance(v, list)}
         others = {k: id(v) for k, v in vars(member).items() if not isinstance(v, (list, dict))}
         state = {
@@ -264,7 +266,7 @@ def snapshot(model: keras.Model) -> dict[str, Any]:
             "others": others,
             "tracked": [*map(id, member.variables)],
             "indices": dict(member._trainable_variables_indices),
-            "births": ages.births_of(member),
+            "births": variable_ages.births_of(member),
         }
         values = enumerate(map(keras.ops.convert_to_numpy, member.variables))
         found |= {f"optimizer {number}/{key}": value for key, value in [*state.items(), *values]}
@@ -288,10 +290,10 @@ def rebuild(model: keras.Model, mode: str, interrupt_at: int = 0) -> int:
         return local
 
     sys.settrace(
-        lambda frame, *_: local if frame.f_code.co_filename == optimizer.__file__ else None
+        lambda frame, *_: local if frame.f_code.co_filename == optimizer_rebuild.__file__ else None
     )
     try:
-        optimizer.rebuild(model.optimizer, model.trainable_variables, mode)
+        optimizer_rebuild.rebuild(model.optimizer, model.trainable_variables, mode)
     finally:
         sys.settrace(before)
     return count
@@ -373,9 +375,11 @@ def new_counted(**kwargs: Any) -> Counted:
 def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counted, list[Any]]:
     """A compiled model, and a list that gets an item at each rebuild of its optimizer."""
     model, rebuilds = new_counted(), []
-    plain = optimizer.rebuild
+    plain = optimizer_rebuild.rebuild
     monkeypatch.setattr(
-        optimizer, "rebuild", lambda *args, **kw: rebuilds.append(args) or plain(*args, **kw)
+        optimizer_rebuild,
+        "rebuild",
+        lambda *args, **kw: rebuilds.append(args) or plain(*args, **kw),
     )
     return model, rebuilds
 

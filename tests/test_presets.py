@@ -22,7 +22,7 @@ from keras_freeze import (
 )
 from keras_freeze.demo import digits_transfer, methods
 from keras_freeze.demo.models import build_model, compile_model
-from keras_freeze.graph.tree import count_params
+from keras_freeze.graph.layer_tree import count_params
 from tests import builders
 from tests.builders import L
 from tests.reference.search import examples

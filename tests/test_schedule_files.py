@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_freeze import FreezeBase, GradualUnfreeze, Plateau, Schedule, ScheduleError, Stage
-from keras_freeze.schedule import file_model, formats, yaml_text
-from keras_freeze.schedule.parse import parse
-from keras_freeze.schedule.source import Source
+from keras_freeze.schedule.files import formats, schema, yaml_format
+from keras_freeze.schedule.files.position import Source
+from keras_freeze.schedule.files.validation import schedule_arguments
 from tests import builders as B
 
 rates = keras.optimizers.schedules
@@ -789,19 +789,19 @@ def test_an_argument_wins_over_the_file(tmp_path: pathlib.Path):
     reason="older versions word the same schema in another way",
 )
 def test_the_published_schema_is_current():
-    """After a change: `python -m keras_freeze.schedule.file_model > .../schedule/schema.json`."""
-    published = pathlib.Path(file_model.__file__).with_name("schema.json")
-    assert json.loads(published.read_text()) == json.loads(file_model.json_schema())
+    """After a change: `python -m keras_freeze.schedule.files.schema > .../schedule/schema.json`."""
+    published = pathlib.Path(schema.__file__).parents[1] / "schema.json"
+    assert json.loads(published.read_text()) == json.loads(schema.json_schema())
 
 
 def test_the_models_know_each_argument():
-    assert {field.name for field in fields(Stage)} == set(file_model.Entry.model_fields)
-    trigger = {key: field.default for key, field in file_model.Trigger.model_fields.items()}
+    assert {field.name for field in fields(Stage)} == set(schema.Entry.model_fields)
+    trigger = {key: field.default for key, field in schema.Trigger.model_fields.items()}
     assert trigger == {field.name: field.default for field in fields(Plateau)}
 
 
 def test_each_key_is_described_in_the_schema():
-    definitions = json.loads(file_model.json_schema())["$defs"]
+    definitions = json.loads(schema.json_schema())["$defs"]
     for name, model in definitions.items():
         for key, value in model.get("properties", {}).items():
             assert value.get("description") or "$ref" in value, (name, key)
@@ -836,14 +836,14 @@ VALUES = st.recursive(
 @given(VALUES | st.fixed_dictionaries({"stages": VALUES}) | st.fixed_dictionaries({"at": VALUES}))
 def test_any_data_is_a_schedule_or_refused(data: Any):
     with contextlib.suppress(ScheduleError):
-        parse(Source("plan.yaml"), data)
+        schedule_arguments(Source("plan.yaml"), data)
 
 
 @SOME
 @given(st.lists(st.none() | st.booleans() | st.integers() | st.floats() | TEXTS))
 def test_yaml_of_plain_values_reads_back(values: list[Any]):
     source = Source("plan.yaml")
-    found = yaml_text.load(source, yaml_text.dump(source, values))
+    found = yaml_format.load(source, yaml_format.dump(source, values))
     assert repr(found) == repr(values)
 
 

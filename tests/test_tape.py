@@ -19,7 +19,7 @@ BASES += [A.ConvNeXtTiny, A.MobileNetV3Small]
 
 def check(function: Any, batches: list[list[Any]]) -> Any:
     """Records the first batch; compares all of them, run at once."""
-    from keras_freeze.features.tape.recorder import record
+    from keras_freeze.feature_cache.backends.torch_tape.record_tape import record
 
     with torch.no_grad():
         copies = [[tensor.clone() for tensor in batch] for batch in batches]
@@ -142,7 +142,7 @@ def refused() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["draws", "asks", "changes", "mixes", "mixes_several"])
 def test_what_cannot_be_played_again_is_not(name: str):
-    from keras_freeze.features.tape.replay import Replay
+    from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 
     batches = [[torch.randn(3, 4)] for _ in range(5)]
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_what_cannot_be_played_again_is_not(name: str):
 @pytest.mark.parametrize("view", [False, True])
 def test_what_changes_its_inputs_is_not_played(view: bool):
     """The second batch couldn't be computed both ways."""
-    from keras_freeze.features.tape.replay import Replay
+    from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 
     def function(x: Any) -> dict[str, Any]:
         (x[0] if view else x).mul_(2)
@@ -178,7 +178,7 @@ def test_what_changes_its_inputs_is_not_played(view: bool):
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 2], [5], [2, 3]])
 def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
     """A value that left PyTorch unseen is a constant on the tape: the second batch shows it."""
-    from keras_freeze.features.tape.replay import Replay
+    from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 
     def function(x: Any) -> dict[str, Any]:
         return {"0": x * float(x.numpy().sum())}
@@ -196,7 +196,7 @@ def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
 
 def test_batches_in_another_order_of_memory():
     """A view of the one is a copy of the other: each has a tape of its own."""
-    from keras_freeze.features.on_torch import compiled
+    from keras_freeze.feature_cache.backends.on_torch import compiled
 
     model = keras.Sequential([keras.Input((2, 3)), keras.layers.Reshape((3, 2))])
     prefix = compiled(model, lambda x: {"0": model(x) * 2}, is_trusted=True)
@@ -209,7 +209,7 @@ def test_batches_in_another_order_of_memory():
 
 def test_tensors_are_let_go_as_soon_as_they_are_read():
     """Several batches at once need no more than what is read later."""
-    from keras_freeze.features.tape.recorder import record
+    from keras_freeze.feature_cache.backends.torch_tape.record_tape import record
 
     def function(x: Any) -> dict[str, Any]:
         for _ in range(20):

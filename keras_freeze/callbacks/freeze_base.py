@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import check_choice, names_unknown
-from keras_freeze.training.trainable import BATCH_NORM
+from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.keras_internals.trainable_flags import BATCH_NORM
 
 
 class FreezeBase(Participant):

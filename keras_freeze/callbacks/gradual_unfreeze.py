@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import check_choice, names_unknown
-from keras_freeze.schedule.schedule import OF_STAGES, Schedule
-from keras_freeze.training.trainable import BATCH_NORM
+from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.keras_internals.trainable_flags import BATCH_NORM
+from keras_freeze.schedule.misspelt_arguments import OF_STAGES
+from keras_freeze.schedule.schedule import Schedule
 
 OPTIMIZER = ("carry", "reset")
 

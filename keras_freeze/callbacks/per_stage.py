@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 
-from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import FreezeError, names_unknown
-from keras_freeze.training import loop
+from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.keras_internals import callbacks_of_fit
 
 # The legacy names too: Keras' `on_train_batch_end` calls `on_batch_end`.
 BATCH_HOOKS = tuple(
@@ -90,7 +90,7 @@ class PerStage(Participant):
         self._logs: Any = None
         # A batch hook that Keras sees turns off its asynchronous calls of callbacks.
         for hook in HOOKS:
-            if loop.overrides(self.callback, hook) or hook == "on_epoch_end":
+            if callbacks_of_fit.overrides(self.callback, hook) or hook == "on_epoch_end":
                 setattr(self, hook, partial(self._forward, hook))
 
     def _made(self) -> Any:

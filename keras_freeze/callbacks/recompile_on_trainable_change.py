@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from keras_freeze.callbacks.gradual_unfreeze import OPTIMIZER
-from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import check_choice, names_unknown
+from keras_freeze.fit_engine.first_and_last_callbacks import Participant
 
 
 class RecompileOnTrainableChange(Participant):

@@ -8,9 +8,10 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import LayerMatchError
-from keras_freeze.graph.guess import guess_base
-from keras_freeze.graph.selectors import Scope, select
-from keras_freeze.graph.tree import Layer, LayerTree, children, own_variables
+from keras_freeze.graph.base_detection import guess_base
+from keras_freeze.graph.layer_tree import Layer, LayerTree, children, own_variables
+from keras_freeze.graph.selector_scope import Scope
+from keras_freeze.graph.selectors import select
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_freeze.graph.program import Program, Step, Value
-from keras_freeze.graph.tree import Layer, LayerTree, own_variables
+from keras_freeze.graph.flat_program import Program, Step, Value
+from keras_freeze.graph.layer_tree import Layer, LayerTree, own_variables
 
 # Layers whose kernel meets every position of the output, or of the input where it is transposed.
 TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")

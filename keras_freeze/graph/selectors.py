@@ -17,35 +17,13 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import LayerMatchError, names_unknown
-from keras_freeze.graph.blocks import block_starts
-from keras_freeze.graph.hints import LORA, layers_of, name_hint, number_hint
-from keras_freeze.graph.tree import Layer, LayerTree, adapters
+from keras_freeze.graph.block_boundaries import block_starts
+from keras_freeze.graph.layer_tree import Layer, LayerTree, adapters
+from keras_freeze.graph.selector_hints import LORA, layers_of, name_hint, number_hint
+from keras_freeze.graph.selector_scope import Scope
 
 PERCENT = re.compile(r"\s*([+-]?\d+(?:\.\d+)?)\s*%\s*")
 INTEGER = re.compile(r"\s*([+-]?\d+)\s*")
-
-
-class Scope:
-    """The layers among which a selector chooses: all leaves of a tree, or some of them."""
-
-    def __init__(self, tree: LayerTree, leaves: list[Layer] | None = None):
-        self.tree = tree
-        chosen = {id(leaf) for leaf in (tree.leaves if leaves is None else leaves)}
-        # With the `InputLayer`s, so that an index means what it means in `base.layers`.
-        self.indexed = [leaf for leaf in tree.leaves if id(leaf) in chosen]
-        self.leaves = [leaf for leaf in self.indexed if not _is_input(leaf)]
-
-    def restrict(self, layers: list[Layer]) -> list[Layer]:
-        """Returns those of `layers` that are in the scope, in execution order, each once."""
-        wanted = {id(layer) for layer in layers}
-        return [leaf for leaf in self.leaves if id(leaf) in wanted]
-
-    def names(self) -> list[str]:
-        return [layer.name for layer in self.tree if not _is_input(layer)]
-
-
-def _is_input(layer: Layer) -> bool:
-    return isinstance(layer, keras.layers.InputLayer)
 
 
 @names_unknown()

@@ -9,13 +9,14 @@ import keras
 
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
-from keras_freeze.callbacks.hooks import Participant
 from keras_freeze.errors import FreezeError, closest, warn
-from keras_freeze.graph.selectors import Scope, select
-from keras_freeze.graph.tree import Layer, LayerTree
-from keras_freeze.models import cloning, parts, settings
-from keras_freeze.models.cloning import CompileConfig, Setup
-from keras_freeze.models.companions import add_ours
+from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.graph.layer_tree import Layer, LayerTree
+from keras_freeze.graph.selector_scope import Scope
+from keras_freeze.graph.selectors import select
+from keras_freeze.models import base_and_head, clone_model, serialized_settings
+from keras_freeze.models.added_callbacks import add_ours
+from keras_freeze.models.clone_model import CompileConfig, Setup
 from keras_freeze.schedule.schedule import Schedule
 
 ARGUMENTS = ("augment", "schedule", "cache", "name")
@@ -87,17 +88,17 @@ class TransferModel(keras.Model):
         **unknown: Any,
     ):
         _refuse(surplus, unknown)
-        if cloning.is_graph(base):  # as `clone_model` calls it
+        if clone_model.is_graph(base):  # as `clone_model` calls it
             super().__init__(base, head, name=name)
             self._set_up(Setup())
             return
-        parts.check_base(base)
-        before = [] if augment is None else parts.read_layers("augment", augment)
+        base_and_head.check_base(base)
+        before = [] if augment is None else base_and_head.read_layers("augment", augment)
         stages = None if schedule is None else Schedule(schedule)
-        cached = settings.read_cache(cache, before)
-        inputs, outputs, behind = parts.join(base, head, before)
+        cached = serialized_settings.read_cache(cache, before)
+        inputs, outputs, behind = base_and_head.join(base, head, before)
         super().__init__(inputs, outputs, name=name)
-        follows = settings.follows_fit(cache)
+        follows = serialized_settings.follows_fit(cache)
         self._set_up(Setup(base, behind, before, stages, cached, follows))
 
     def _set_up(self, setup: Setup) -> None:
@@ -187,8 +188,8 @@ class TransferModel(keras.Model):
             "base": save(self.base),
             "head": [save(layer) for layer in self.head],
             "augment": [save(layer) for layer in self.augment],
-            "schedule": settings.schedule_to_plain(self.schedule, self._paths),
-            "cache": settings.cache_to_plain(self.cache, self._cache_follows_fit),
+            "schedule": serialized_settings.schedule_to_plain(self.schedule, self._paths),
+            "cache": serialized_settings.cache_to_plain(self.cache, self._cache_follows_fit),
         }
 
     @classmethod
@@ -200,7 +201,7 @@ class TransferModel(keras.Model):
             load(config["base"]),
             [load(layer) for layer in config["head"]],
             augment=[load(layer) for layer in config["augment"]],
-            schedule=settings.schedule_from_plain(config["schedule"]),
+            schedule=serialized_settings.schedule_from_plain(config["schedule"]),
             cache=config["cache"],
             name=config["name"],
         )
@@ -231,7 +232,7 @@ class TransferModel(keras.Model):
     def compile_from_config(self, config: Any) -> None:
         super().compile_from_config(config)
         if self.base is None and isinstance(config, CompileConfig):
-            self._set_up(cloning.setup_of_clone(self, config.setup))
+            self._set_up(clone_model.setup_of_clone(self, config.setup))
 
 
 def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
@@ -245,4 +246,4 @@ def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
         )
 
 
-cloning.keep_class(TransferModel)
+clone_model.keep_class(TransferModel)

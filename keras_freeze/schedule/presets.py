@@ -1,160 +1,165 @@
-"""Schedules that the literature and Keras' own guides recommend, as ordinary stages."""
+"""Schedules from the literature and Keras' own guides: the class methods of `Schedule`."""
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-import keras
-
-from keras_freeze.errors import ScheduleError
-from keras_freeze.graph.base import Base, find_base
-from keras_freeze.graph.blocks import weighted_blocks
-from keras_freeze.graph.selectors import Scope
-from keras_freeze.graph.tree import Layer, LayerTree, count_params, own_variables
+from keras_freeze.schedule import preset_stages
+from keras_freeze.schedule.misspelt_arguments import known_only
 from keras_freeze.schedule.plateau import Plateau
-from keras_freeze.schedule.stage import Stage, check_at
-
-Blocks = list[list[Layer]]
 
 
-def two_phase(
-    unfreeze: Any, start: int | Plateau, learning_rate: Any, base_learning_rate: Any
-) -> list[Stage]:
-    """Feature extraction, then fine-tuning: `Schedule.two_phase`."""
-    rates = {"learning_rate": learning_rate, "base_learning_rate": base_learning_rate}
-    return [Stage(start, unfreeze, **rates, name="fine-tuning")]
+class Presets:
+    """Makes a schedule of ordinary stages; each method names its source."""
 
+    def __init__(self, stages: Any):
+        raise NotImplementedError
 
-def lp_ft(start: int | Plateau, learning_rate: Any) -> list[Stage]:
-    """The head to its best, then everything: `Schedule.lp_ft`."""
-    best = isinstance(start, Plateau)
-    return [Stage(start, "all", learning_rate=learning_rate, restore_best=best, name="fine-tuning")]
+    @classmethod
+    @known_only
+    def two_phase(
+        cls,
+        unfreeze: Any = "all",
+        *,
+        start: int | Plateau = 10,
+        learning_rate: Any = 1e-5,
+        base_learning_rate: Any = None,
+    ) -> Self:
+        """Feature extraction on the frozen base, then fine-tuning at a low rate.
 
+        Source: Keras' guide "Transfer learning & fine-tuning" (F. Chollet, 2020).
 
-def ulmfit(base: Any, start: int, every: int, learning_rate: Any, decay: float) -> list[Stage]:
-    """A block at a time, from the head down: `Schedule.ulmfit`."""
-    found = _base_in(base)
-    blocks = _blocks(found)
-    firsts = [_name(found, block[0]) for block in reversed(blocks)]
-    return _from_the_top(firsts, start, every, learning_rate, decay)
+        Args:
+            unfreeze: what is fine-tuned, a selector.
+            start: the epoch, or the `Plateau`, at which fine-tuning begins.
+            learning_rate: of the fine-tuning, as in `Stage`.
+            base_learning_rate: of the base in it, as in `Stage`.
 
+        Examples:
+            >>> Schedule.two_phase("block5_*", start=5)
+            Schedule([Stage(at=5, unfreeze='block5_*', learning_rate=1e-05, name='fine-tuning')])
+        """
+        return cls(preset_stages.two_phase(unfreeze, start, learning_rate, base_learning_rate))
 
-def auto(
-    base: Any, stages: int, start: int, every: int, learning_rate: Any, decay: float | None
-) -> list[Stage]:
-    """Stages of about equally many parameters: `Schedule.auto`."""
-    found = _base_in(base)
-    blocks = _blocks(found)[::-1]  # from the head down
-    count = _whole("stages", stages)
-    if count > len(blocks):
-        raise ScheduleError(
-            f"`stages` must be at most {len(blocks)}: {found.label!r} has no more blocks that can "
-            f"be unfrozen one after the other. Received: stages={stages!r}"
-        )
-    firsts = [_name(found, block[0]) for block in _balanced(blocks, count)]
-    return _from_the_top(firsts, start, every, learning_rate, decay)
+    @classmethod
+    @known_only
+    def lp_ft(cls, *, start: int | Plateau | None = None, learning_rate: Any = None) -> Self:
+        """Linear probing, then fine-tuning of everything (LP-FT).
 
+        The head is trained until it no longer improves and put back to its best, so that the first
+        gradients of the fine-tuning don't distort the pretrained features.
 
-def chain_thaw(model: Any, base: Any, start: int, every: int, learning_rate: Any) -> list[Stage]:
-    """One block alone, then the next, at last all of them: `Schedule.chain_thaw`."""
-    if not isinstance(model, keras.Model):
-        raise ScheduleError(
-            "`model` of chain_thaw must be the whole model, as its head is frozen and unfrozen "
-            f"too. Received: model={model!r}"
-        )
-    found = find_base(model, base)
-    whole = LayerTree(model)
-    inside = {id(leaf) for leaf in found.leaves}
-    head = [leaf for leaf in whole.leaves if id(leaf) not in inside and own_variables(leaf)]
-    names = [_unique(whole, leaf) for leaf in head]
-    groups = [[_name(found, leaf) for leaf in block] for block in _blocks(found)]
-    first, step = _epoch(start), _whole("every", every)
-    frozen, chain = names, []
-    for number, group in enumerate(groups):
-        chain.append(
-            Stage(first + number * step, group, frozen or None, name=f"block {number + 1}")
-        )
-        frozen = group
-    at = first + len(groups) * step
-    chain.append(Stage(at, ["all", *names], learning_rate=learning_rate, name="all"))
-    return chain
+        Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
+        Out-of-Distribution" (ICLR, arXiv 2202.10054).
 
+        Args:
+            start: when the fine-tuning begins; None = `Plateau("val_loss", patience=3)`.
+            learning_rate: of the fine-tuning; None = a tenth of the rate before.
 
-def _from_the_top(
-    firsts: list[str], start: int, every: int, learning_rate: Any, decay: float | None
-) -> list[Stage]:
-    """Stages that unfreeze from a layer on, each from one that is further down."""
-    begin, step = _epoch(start), _whole("every", every)
-    selectors = [f"{first}:" for first in firsts[:-1]] + ["all"]
-    # Again in each stage, for one that resets the optimizer; but a part of a part is another rate.
-    again = None if isinstance(learning_rate, Mapping) else learning_rate
-    rates = [learning_rate] + [again] * (len(selectors) - 1)
-    return [
-        Stage(begin + number * step, selector, learning_rate=rate, layer_decay=decay)
-        for number, (selector, rate) in enumerate(zip(selectors, rates, strict=True))
-    ]
+        Examples:
+            >>> Schedule.lp_ft(start=8, learning_rate=1e-4)
+            Schedule([Stage(at=8, unfreeze='all', learning_rate=0.0001, name='fine-tuning')])
+        """
+        rate = {"factor": 0.1} if learning_rate is None else learning_rate
+        return cls(preset_stages.lp_ft(Plateau() if start is None else start, rate))
 
+    @classmethod
+    @known_only
+    def ulmfit(
+        cls,
+        base: Any,
+        *,
+        start: int = 1,
+        every: int = 1,
+        learning_rate: Any = None,
+        layer_decay: float = 1 / 2.6,
+    ) -> Self:
+        """Gradual unfreezing from the head down, with a lower rate for each block below.
 
-def _balanced(blocks: Blocks, count: int) -> Blocks:
-    """The last block of each of `count` groups of neighbours with about equally many parameters."""
-    sizes = [count_params(v for leaf in block for v in own_variables(leaf)) for block in blocks]
-    total, ends = sum(sizes), [-1]
-    for number in range(1, count):
-        # At least one block for this group, and one for each that follows.
-        places = range(ends[-1] + 1, len(blocks) - (count - number))
-        wanted = total * number / count
-        ends.append(min(places, key=lambda end: abs(math.fsum(sizes[: end + 1]) - wanted)))
-    return [blocks[end] for end in [*ends[1:], len(blocks) - 1]]
+        Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text
+        Classification" (ACL, arXiv 1801.06146), sections 3.2 and 3.3: a layer an epoch, and rates
+        that shrink by 2.6 from layer to layer. Here a block is what lies between two articulation
+        points of the base's graph, so that no residual block is split.
 
+        Args:
+            base: the base itself, whose graph is read.
+            start: the epoch at which the uppermost block is unfrozen.
+            every: the number of epochs from block to block.
+            learning_rate: from the first stage on; None leaves it alone.
+            layer_decay: as in `Stage`.
 
-def _base_in(base: Any) -> Base:
-    """The base itself, or the one that is found in a model."""
-    if not isinstance(base, keras.layers.Layer):
-        raise ScheduleError(
-            "`base` must be the base, a model or layer whose weights exist, as its blocks are "
-            f"read. Received: base={base!r}"
-        )
-    return Base(base.name, Scope(LayerTree(base)))
+        Examples:
+            >>> layers = [keras.layers.Dense(4, name=f"block{n}") for n in (1, 2)]
+            >>> schedule = Schedule.ulmfit(keras.Sequential([keras.Input((4,)), *layers]))
+            >>> [(stage.at, stage.unfreeze) for stage in schedule]
+            [(1, 'block2:'), (2, 'all')]
+        """
+        return cls(preset_stages.ulmfit(base, start, every, learning_rate, layer_decay))
 
+    @classmethod
+    @known_only
+    def chain_thaw(
+        cls,
+        model: Any,
+        base: Any = None,
+        *,
+        start: int = 2,
+        every: int = 2,
+        learning_rate: Any = None,
+    ) -> Self:
+        """The head, then each block alone from the first to the last, then everything.
 
-def _blocks(base: Base) -> Blocks:
-    blocks = weighted_blocks(base.scope.tree, base.leaves)
-    if not blocks:
-        raise ScheduleError(
-            f"{base.label!r} has no weights, so there is nothing to unfreeze. Build it first, or "
-            "name another base."
-        )
-    return blocks
+        Source: Felbo et al. 2017, "Using millions of emoji occurrences to learn any-domain
+        representations for detecting sentiment, emotion and sarcasm" (EMNLP, arXiv 1708.00524).
 
+        Args:
+            model: the whole model, as its head is frozen and unfrozen too.
+            base: as in `FreezeBase`.
+            start: the epoch at which the first block is unfrozen.
+            every: the number of epochs for each block.
+            learning_rate: of the last stage, as in `Stage`.
 
-def _name(base: Base, leaf: Layer) -> str:
-    return _unique(base.scope.tree, leaf)
+        Examples:
+            >>> layers = [keras.layers.Dense(4, name=f"block{n}") for n in (1, 2)]
+            >>> base = keras.Sequential([keras.Input((4,)), *layers], name="base")
+            >>> model = keras.Sequential([base, keras.layers.Dense(1, name="head")])
+            >>> for stage in Schedule.chain_thaw(model):
+            ...     print(stage.at, stage.unfreeze, stage.freeze)
+            2 ['block1'] ['head']
+            4 ['block2'] ['block1']
+            6 ['all', 'head'] None
+        """
+        return cls(preset_stages.chain_thaw(model, base, start, every, learning_rate))
 
+    @classmethod
+    @known_only
+    def auto(
+        cls,
+        base: Any,
+        *,
+        stages: int = 4,
+        start: int = 5,
+        every: int = 5,
+        learning_rate: Any = None,
+        layer_decay: float | None = None,
+    ) -> Self:
+        """The base in a few stages, from the head down, each with about as many parameters.
 
-def _unique(tree: LayerTree, leaf: Layer) -> str:
-    """The name of a layer; its path where several have that name."""
-    alike = [other for other in tree.leaves if other.name == leaf.name]
-    return leaf.name if len(alike) == 1 else tree.paths(leaf)[0]
+        It is cut where its graph allows it: no residual block is split.
 
+        Args:
+            base: the base itself, whose graph is read.
+            stages: their number.
+            start: the epoch at which the first one begins.
+            every: the number of epochs from stage to stage.
+            learning_rate: from the first stage on; None leaves it alone.
+            layer_decay: as in `Stage`.
 
-def _epoch(start: Any) -> int:
-    """The epoch of the first of several stages."""
-    at = check_at(start)
-    if isinstance(at, Plateau):
-        raise ScheduleError(
-            "`start` must be an epoch, as the stages that follow are counted from it. For triggers "
-            f"make a Schedule of Stage(Plateau(...), ...). Received: start={start!r}"
-        )
-    return at
-
-
-def _whole(argument: str, value: Any) -> int:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if whole and value >= 1:
-        return int(value)
-    raise ScheduleError(
-        f"`{argument}` must be a whole number, 1 or more. Received: {argument}={value!r}"
-    )
+        Examples:
+            >>> layers = [keras.layers.Dense(4, name=f"block{n}") for n in (1, 2, 3, 4)]
+            >>> base = keras.Sequential([keras.Input((4,)), *layers])
+            >>> [(stage.at, stage.unfreeze) for stage in Schedule.auto(base, stages=2)]
+            [(5, 'block3:'), (10, 'all')]
+        """
+        found = preset_stages.auto(base, stages, start, every, learning_rate, layer_decay)
+        return cls(found)

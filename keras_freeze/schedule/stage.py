@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
-import operator
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any
@@ -13,7 +10,6 @@ import keras
 
 from keras_freeze.errors import (
     FreezeError,
-    LayerMatchError,
     ScheduleError,
     check_choice,
     closest,
@@ -21,8 +17,15 @@ from keras_freeze.errors import (
 )
 from keras_freeze.graph.selectors import check_selector
 from keras_freeze.schedule.plateau import KEYS as PLATEAU_KEYS
-from keras_freeze.schedule.plateau import MOST_EPOCHS, Plateau, finite
-from keras_freeze.schedule.written import check_written, comparable, texts
+from keras_freeze.schedule.plateau import Plateau
+from keras_freeze.schedule.serialization import check_written, comparable, texts
+from keras_freeze.schedule.stage_arguments import (
+    check_at,
+    check_base_rate,
+    check_decay,
+    check_rate,
+    check_steps,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_freeze")
@@ -99,15 +102,15 @@ class Stage:
         name: str | None = None,
         **unknown: Any,
     ):
-        _refuse_unknown(unknown, f"Stage(at={shown(at)})")
+        refuse_unknown(unknown, f"Stage(at={shown(at)})")
         given = {
             "at": check_at(at),
             "unfreeze": unfreeze,
             "freeze": freeze,
-            "learning_rate": _check_rate(learning_rate),
-            "base_learning_rate": _check_base_rate(base_learning_rate),
-            "layer_decay": _check_decay(layer_decay),
-            "warmup_steps": _check_steps(warmup_steps),
+            "learning_rate": check_rate(learning_rate),
+            "base_learning_rate": check_base_rate(base_learning_rate),
+            "layer_decay": check_decay(layer_decay),
+            "warmup_steps": check_steps(warmup_steps),
             "optimizer": optimizer,
             "restore_best": restore_best,
             "name": name,
@@ -217,111 +220,6 @@ class Stage:
         return f"Stage {number}" + (f" '{self.name}'" if self.name else "")
 
 
-def stage_from(at: Any, value: Any) -> Stage:
-    """Reads one entry of `{epoch: selector or Stage}`; a mapping holds `Stage`'s arguments."""
-    check_at(at)
-    if isinstance(value, Mapping):
-        _refuse_unknown({k: v for k, v in value.items() if k not in KEYS}, f"stage at epoch {at}")
-        value = Stage(**{"at": at, **value})
-    if isinstance(value, Stage):
-        if value.at != at:
-            under = f"epoch {at}" if isinstance(at, int) else at
-            raise ScheduleError(
-                f"`schedule` has Stage(at={value.at}) under {under}. Use the same epoch in both."
-            )
-        return value
-    if value is None:
-        raise ScheduleError(
-            f"`schedule` has no selector for epoch {at}. Write what to unfreeze, for example "
-            f"{{{at}: 'block5_*'}}. Received: None"
-        )
-    try:
-        return Stage(at, unfreeze=value)
-    except LayerMatchError as error:
-        raise LayerMatchError(f"`schedule`: {error}") from None
-
-
-def check_at(at: Any) -> int | Plateau:
-    """Returns `at` as an int >= 0 or a `Plateau`, or raises `ScheduleError`."""
-    if isinstance(at, Plateau):
-        return at
-    if isinstance(at, bool) or not isinstance(at, numbers.Integral):
-        raise ScheduleError(
-            "`at` must be an epoch, a whole number counted from 0 as in Keras, or a Plateau. "
-            f"Received: at={at!r} (of type {type(at).__name__})"
-        )
-    epoch = operator.index(at)
-    if epoch < 0:
-        raise ScheduleError(f"`at` must be an epoch >= 0, counted from 0. Received: at={shown(at)}")
-    if epoch > MOST_EPOCHS:
-        raise ScheduleError(
-            f"`at` must be an epoch that a run can reach, at most {MOST_EPOCHS}. "
-            f"Received: at={shown(at)}"
-        )
-    return epoch
-
-
-def _check_rate(rate: Any) -> Any:
-    if rate is None or isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return rate
-    checked = _number_or_factor(rate)
-    if checked is not None:
-        return checked
-    raise ScheduleError(
-        "`learning_rate` must be a float above 0, a LearningRateSchedule, or {'factor': 0.1} for a "
-        f"part of the rate before. Received: learning_rate={shown(rate)}"
-    )
-
-
-def _check_base_rate(rate: Any) -> Any:
-    checked = _number_or_factor(rate)
-    if rate is None or checked is not None:
-        return checked
-    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-    hint = (
-        " The base follows a schedule given as `learning_rate`, at its own ratio."
-        if schedule
-        else ""
-    )
-    raise ScheduleError(
-        "`base_learning_rate` must be a float above 0, or {'factor': 0.1} for a part of "
-        f"`learning_rate`.{hint} Received: base_learning_rate={shown(rate)}"
-    )
-
-
-def _number_or_factor(rate: Any) -> float | dict[str, float] | None:
-    """A float above 0, or `{"factor": such a float}`; None if it is neither."""
-    factor = rate["factor"] if isinstance(rate, Mapping) and [*rate] == ["factor"] else None
-    number = _positive(rate if factor is None else factor)
-    return number if number is None or factor is None else {"factor": number}
-
-
-def _check_decay(decay: Any) -> float | None:
-    number = _positive(decay)
-    if decay is None or (number is not None and number <= 1):
-        return number
-    raise ScheduleError(
-        "`layer_decay` must be a float above 0, at most 1, by which the rate shrinks from block to "
-        f"block. Received: layer_decay={shown(decay)}"
-    )
-
-
-def _positive(value: Any) -> float | None:
-    """The value as a float, if it is a number above 0 that a float can hold."""
-    number = finite(value)
-    return number if number is not None and number > 0 else None
-
-
-def _check_steps(steps: Any) -> int:
-    whole = isinstance(steps, numbers.Integral) and not isinstance(steps, bool)
-    if whole and 0 <= steps <= sys.maxsize:
-        return operator.index(steps)
-    raise ScheduleError(
-        "`warmup_steps` must be a whole number of steps, 0 or more. "
-        f"Received: warmup_steps={shown(steps)}"
-    )
-
-
 KEYS = tuple(field.name for field in fields(Stage))
 
 
@@ -335,7 +233,8 @@ def meant_by(key: Any) -> str:
     return f" Did you mean {named!r}?" if named else closest(key, KEYS)
 
 
-def _refuse_unknown(unknown: Mapping[Any, Any], where: str) -> None:
+def refuse_unknown(unknown: Mapping[Any, Any], where: str) -> None:
+    """Raises `ScheduleError` if there is an unknown key."""
     for key, value in unknown.items():
         hint = meant_by(key)
         if key == "plateau" or key in PLATEAU_KEYS:

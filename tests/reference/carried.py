@@ -152,7 +152,7 @@ def in_numpy(run: Run) -> Values:
         if epoch and epoch == run.cut:
             values = trainer.finalize(values)  # at the end of a fit
         trainer.lr = run.rates.get(epoch, trainer.lr)
-        _set_paces(run, trainer, epoch)
+        _set_multipliers(run, trainer, epoch)
         values = _set_trainable(trainer, trainable, values)
         for first in range(0, len(x), BATCH):
             rows = slice(first, first + BATCH)
@@ -165,7 +165,7 @@ def _latest(given: dict[int, float], epoch: int, default: float) -> float:
     return given[max(begun)] if begun else default
 
 
-def _set_paces(run: Run, trainer: Trainer, epoch: int) -> None:
+def _set_multipliers(run: Run, trainer: Trainer, epoch: int) -> None:
     """The base's last layer is one block away from the head."""
     if epoch == run.cut:
         trainer.ramps = {}  # a fit that goes on has none

@@ -1,0 +1,178 @@
+"""How a step gets its batches, and how the prefix is run: JAX."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError, moved
+from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
+from keras_freeze.keras_internals.row_number_feed import numbered
+from keras_freeze.keras_internals.temporary_attributes import Patch, attributes
+
+Batch = Any
+AHEAD = 2  # steps that may wait, each with its batch of features in memory
+
+
+def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
+    """Returns (what goes before the data, the batches of this step)."""
+    state, iterator = args
+    return (state,), list(itertools.islice(numbered(iterator), count))
+
+
+def compiled(
+    model: Any, function: Callable[[Any], Any], *, is_trusted: bool
+) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
+    """Returns how `function` is run: (state, inputs of batches) -> features of each.
+
+    The model's variables hold nothing while `fit` runs: their values are in the step's state,
+    trainable ones first, then the others.
+
+    Args:
+        model: the model that is fitted.
+        function: of the inputs of a batch.
+        is_trusted: whether only Keras' own layers are in it. It is traced anyway, as the step is.
+    """
+
+    def run(trainable: list[Any], others: list[Any], x: Any) -> Any:
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        mapping = list(zip(variables, [*trainable, *others], strict=True))
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
+            features = function(x)
+        new = [v for v, value in mapping if scope.get_current_value(v) is not value]
+        if new:
+            raise moved(new)
+        return features
+
+    ready: dict[str, Any] = {}
+
+    def prefix(state: tuple[Any, ...], batches: list[Any]) -> list[Any]:
+        ((trainable, others, *_),) = state
+        values = trainable, list(others)
+        if not _is_compiled(model):
+            return [run(*values, x) for x in batches]
+        specs = str([(leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(batches[0])])
+        if specs not in ready:
+            ready[specs] = jax.jit(run).lower(*values, batches[0]).compile()
+        return side_by_side(lambda x: jax.block_until_ready(ready[specs](*values, x)), batches)
+
+    return prefix
+
+
+def _is_compiled(model: Any) -> bool:
+    return bool(model.jit_compile) and not model.run_eagerly
+
+
+def is_faster_together(model: Any) -> bool:
+    """True if several batches of the prefix take less time than as many alone: on idle cores."""
+    return _is_compiled(model) and jax.default_backend() == "cpu"
+
+
+class UsedStateStep:
+    """Runs served steps on the state that they use.
+
+    Keras hands all variables of the model to each step, and gets them back; with a large frozen
+    base and a small head, that takes longer than the step.
+
+    Args:
+        model: the model that is fitted.
+        hidden: what hides layers that don't run.
+    """
+
+    def __init__(self, model: Any, hidden: list[Patch]):
+        self.patches = hidden
+        self.running: deque[Any] = deque()  # the logs of the last steps
+        every = [id(variable) for variable in model.non_trainable_variables]
+        with attributes(self.patches):
+            seen = {id(variable) for variable in model.non_trainable_variables}
+        self.kept = [place for place, variable in enumerate(every) if variable in seen]
+
+    def step(
+        self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
+    ) -> Any:
+        """Calls a train or test function of the model on batches."""
+        ((trainable, others, *rest),) = state
+        whole = list(others)
+        used = [whole[place] for place in self.kept]
+        with attributes(self.patches):
+            logs, (trainable, used, *rest) = function((trainable, used, *rest), iter(batches))
+        for place, value in zip(self.kept, used, strict=True):
+            whole[place] = value
+        self.running.append(logs)
+        if len(self.running) > AHEAD:
+            jax.block_until_ready(self.running.popleft())
+        return logs, (trainable, Whole(whole), *rest)
+
+
+class Whole(Sequence[Any]):
+    """The values of all variables, as `fit` carries them from step to step.
+
+    `fit` sets them as an attribute of the model after each step, and Keras goes through lists that
+    are set, value by value; through this it doesn't.
+    """
+
+    def __init__(self, values: list[Any]):
+        self.values = values
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.values[place]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+
+def plain(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a train or test function of the whole model as Keras does."""
+    (trainable, others, *rest), iterator = args
+    return function((trainable, list(others), *rest), iterator)
+
+
+def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    """Returns a view of an array on the CPU, else a copy."""
+    return np.asarray(tensor)
+
+
+def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
+    """Returns what takes the fingerprints of variables: anew only of values that are other objects.
+
+    Arrays can't be changed.
+    """
+    known: list[tuple[Any, Key]] = [(None, b"") for _ in variables]
+
+    def take() -> list[Key]:
+        for place, variable in enumerate(variables):
+            value = variable.value
+            if value is not known[place][0]:
+                flat = to_numpy(value).reshape(-1)
+                known[place] = (value, fingerprint(flat[:: stride(flat.size)]))
+        return [key for _, key in known]
+
+    return take
+
+
+def to_tensor(array: np.ndarray[Any, Any]) -> Any:
+    """Returns an array as the model's steps take it: on a CPU, `jit` takes it as it is."""
+    return array if jax.default_backend() == "cpu" else jax.device_put(array)
+
+
+def unshared(tensor: Any) -> Any:
+    """Returns a tensor: it can't be changed in place."""
+    return tensor
+
+
+def check(model: Any) -> None:
+    """Raises `NotCacheableError` if a model can't be served on this backend."""
+    if keras.distribution.distribution() is not None:
+        raise NotCacheableError(
+            "`keras.distribution` spreads the batches over several devices", "train on one device"
+        )

@@ -1,0 +1,166 @@
+"""How a step gets its batches, and how the prefix is run: PyTorch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError, drawn
+from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
+from keras_freeze.keras_internals import variable_values
+from keras_freeze.keras_internals.row_number_feed import numbered
+from keras_freeze.keras_internals.temporary_attributes import Patch, attributes
+
+Batch = Any
+
+
+def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
+    """Returns (what goes before the data, the batches of this step)."""
+    (data,) = args
+    return (), list(numbered(data))
+
+
+def compiled(
+    model: Any, function: Callable[[Any], Any], *, is_trusted: bool
+) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
+    """Returns how `function` is run: (state, inputs of batches) -> features of each.
+
+    Args:
+        model: the model that is fitted.
+        function: of the inputs of a batch.
+        is_trusted: whether only Keras' own layers are in it, so that it may be recorded.
+    """
+
+    def plain(x: Any) -> Any:
+        with torch.no_grad():
+            return function(x)
+
+    replays: dict[str, Replay] = {}
+
+    def run(state: tuple[Any, ...], batches: list[Any]) -> list[Any]:
+        flat = [keras.tree.flatten(x) for x in batches]
+        leaves = flat[0]
+        if model.run_eagerly or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            return [plain(x) for x in batches]
+        specs = str([(leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in leaves])
+        if specs not in replays:
+            structure = keras.tree.map_structure(lambda _: None, batches[0])
+            replays[specs] = Replay(
+                lambda *leaves: plain(keras.tree.pack_sequence_as(structure, leaves))
+            )
+        with torch.no_grad():
+            return replays[specs].run(flat)
+
+    return run if is_trusted else lambda state, batches: [_without_draws(plain, x) for x in batches]
+
+
+def _without_draws(function: Callable[[Any], Any], x: Any) -> Any:
+    """Calls a function that must not draw from PyTorch's generators.
+
+    Keras' Dropout draws from these, and no variable of Keras tells of it.
+    """
+    before = _generator_states()
+    try:
+        features = function(x)
+        if not all(map(torch.equal, before, _generator_states())):
+            raise drawn()
+        return features
+    except NotCacheableError:
+        torch.set_rng_state(before[0])
+        for device, state in enumerate(before[1:]):
+            torch.cuda.set_rng_state(state, device)
+        raise
+
+
+def _generator_states() -> list[Any]:
+    """Of the CPU, then of each GPU once one is in use."""
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def is_faster_together(model: Any) -> bool:
+    """True if several batches of the prefix take less time than as many alone.
+
+    What depends on weights alone runs once for them. Not on a GPU: its memory may be scarce.
+    """
+    devices = {variable.value.device.type for variable in model.variables}
+    return devices <= {"cpu"} and not model.run_eagerly
+
+
+class UsedStateStep:
+    """Runs served steps in which Keras specs only at the layers that run.
+
+    In each step Keras walks all layers, in Python, for weights, gradients and losses; a large
+    frozen base takes longer to walk than a small head to train.
+
+    Args:
+        model: the model that is fitted.
+        hidden: what hides layers that don't run.
+    """
+
+    def __init__(self, model: Any, hidden: list[Patch]):
+        zero_grad = functools.partial(_zero_grad, model)
+        self.patches = [*hidden, (model, "zero_grad", zero_grad)] if hidden else []
+
+    def step(
+        self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
+    ) -> Any:
+        """Calls a train or test function of the model on batches."""
+        with attributes(self.patches):
+            return function(batches)
+
+
+def plain(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a train or test function of the whole model as Keras does."""
+    return function(*args)
+
+
+def _zero_grad(model: Any, set_to_none: bool = True) -> None:
+    """As `torch.nn.Module.zero_grad`, for what a served step has gradients of."""
+    for variable in model.trainable_variables:
+        if set_to_none or variable.value.grad is None:
+            variable.value.grad = None
+        else:
+            variable.value.grad.zero_()
+
+
+def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
+    """Returns a view of a tensor on the CPU, else a copy."""
+    if not isinstance(tensor, torch.Tensor):
+        return np.asarray(tensor)
+    if tensor.dtype == torch.bfloat16:
+        return variable_values.to_numpy(tensor)
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
+    """Returns what takes the fingerprints of variables: only what counts leaves the device."""
+    return lambda: [_print(variable.value.detach()) for variable in variables]
+
+
+def _print(value: Any) -> Key:
+    apart = stride(value.numel())
+    return fingerprint(to_numpy(value if apart == 1 else value.reshape(-1)[::apart]))
+
+
+def to_tensor(array: np.ndarray[Any, Any]) -> Any:
+    """Returns an array as the model's steps take it, on the device where they run."""
+    if array.dtype.name == "bfloat16":
+        return to_tensor(array.view(np.int16)).view(torch.bfloat16)
+    return keras.ops.convert_to_tensor(torch.from_numpy(array))
+
+
+def unshared(tensor: Any) -> Any:
+    """Returns a copy of a tensor of a batch: a train step may change it in place."""
+    return tensor.clone() if isinstance(tensor, torch.Tensor) else tensor
+
+
+def check(model: Any) -> None:
+    """Raises `NotCacheableError` if a model can't be served on this backend: here each can."""

@@ -1,0 +1,22 @@
+"""What a backend's module gives, as far as rows and checks use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from keras_freeze.feature_cache.storage.row_hashes import Key
+
+Array = np.ndarray[Any, Any]
+
+
+class Backend(Protocol):
+    """What is used here of the modules `on_jax`, `on_tensorflow` and `on_torch`."""
+
+    def to_numpy(self, tensor: Any) -> Array: ...
+    def to_tensor(self, array: Array) -> Any: ...
+    def unshared(self, tensor: Any) -> Any: ...
+    def fingerprints(self, variables: list[Any]) -> Callable[[], list[Key]]: ...
+    def is_faster_together(self, model: Any) -> bool: ...

@@ -1,0 +1,299 @@
+"""Serves the steps of one `fit` with features that are computed once for each image."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_freeze.feature_cache.cache_stats import CacheStats
+from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks
+from keras_freeze.feature_cache.cutting.cached_model import CachedModel
+from keras_freeze.feature_cache.cutting.choose_cut import (
+    Choice,
+    choose,
+    choose_for_validation,
+    symbols_of,
+)
+from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
+from keras_freeze.feature_cache.cutting.frozen_prefix import GraphPrefix, LayerPrefix
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
+from keras_freeze.feature_cache.serving.add_features import FeatureAdder
+from keras_freeze.feature_cache.serving.array_feeds import Feeds
+from keras_freeze.feature_cache.serving.batch_features import BatchFeatures
+from keras_freeze.feature_cache.serving.stage_server import Served
+from keras_freeze.feature_cache.storage.memory_limit import free_memory, row_bytes
+from keras_freeze.feature_cache.storage.memory_store import MemoryStore
+from keras_freeze.keras_internals.row_number_feed import restored
+from keras_freeze.keras_internals.temporary_attributes import attributes
+
+Batch = Any
+Plain = Callable[[], Callable[..., Any]]
+
+
+class FeatureCache:
+    """The cache of one `fit`.
+
+    Args:
+        subject: the model.
+        stats: is kept up to date.
+        max_bytes: of all rows; None = half of the free memory.
+        dtype: in which float features are kept; None = as they are.
+        validates: whether the fit has a validation.
+
+    Attributes:
+        served: what is served in the stage that runs, or None.
+        feeds: the arrays of which rows come by number, by kind ("train" or "test").
+    """
+
+    def __init__(
+        self,
+        subject: CachedModel,
+        stats: CacheStats,
+        max_bytes: int | None,
+        dtype: Any,
+        *,
+        validates: bool,
+    ):
+        self.subject = subject
+        self.validates = validates
+        self.stats = stats
+        self.backend = importlib.import_module(
+            f"keras_freeze.feature_cache.backends.on_{keras.backend.backend()}"
+        )
+        self.store = MemoryStore(free_memory() // 2 if max_bytes is None else max_bytes)
+        self.checks = ConsistencyChecks(self.backend)
+        self.features = BatchFeatures(self.store, self.checks, stats)
+        self.dtype = dtype
+        self.feeds = Feeds(self.backend.to_tensor)
+        self.adder = FeatureAdder(self.features, self.feeds, self.backend)
+        self.served: Served | None = None
+        self.stage = 0
+        self.has_stopped = False  # within an epoch: its steps were traced on batches
+        self.part: GraphPrefix | LayerPrefix | None = None  # what was served last
+        self.barred: NotCacheableError | None = None  # training can't be served in any stage
+        self.is_due = False  # another choice is to be made when the next validation begins
+        stats.enabled = True
+        try:
+            self.backend.check(subject.model)
+            subject.check()
+        except NotCacheableError as error:
+            self.step_aside(error)
+
+    def serves(self, kind: str) -> bool:
+        """True if steps of a kind, "train" or "test", are served in the stage that runs."""
+        return self.served is not None and (self.served.training or kind == "test")
+
+    def is_busy(self, kind: str) -> bool:
+        """True if `step` has to run the steps of a kind."""
+        return self.serves(kind) or kind in self.feeds or self.has_stopped
+
+    def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
+        """Moves the cut to where it belongs in a stage.
+
+        Args:
+            stage: its number.
+            now: the flags.
+            later: the flags of each stage that will follow, in order.
+        """
+        self.stage = stage
+        self.flags = now, later
+        self.has_stopped = False
+        self.whole = self.backend.UsedStateStep(self.subject.model, hidden=[])
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        self.served = None
+        self.is_due = False
+        if not self.stats.enabled:
+            return
+        try:
+            if self.store.rows:
+                self.checks.check_weights()  # before those of the new prefix are looked at
+            self._serve(self._choose())
+        except NotCacheableError as error:
+            self.step_aside(error)
+
+    def _choose(self) -> Choice:
+        """What is served of training and validation; of validation alone if that can't be."""
+        bar = self.barred
+        if bar is None:
+            try:
+                choice = choose(self.subject, *self.flags)
+                self._check_worth(choice)
+                return choice
+            except NotCacheableError as error:
+                bar = error
+        if not self.validates:
+            raise bar
+        choice, bar = choose_for_validation(self.subject, *self.flags, bar)
+        self._check_worth(choice)
+        if choice.part is not None:
+            self._tell_of_validation(bar)
+        return choice
+
+    def _serve(self, choice: Choice) -> None:
+        kept = self._keep_only(choice.columns)
+        if choice.part is not None:
+            if kept and self.part is not None:
+                choice.part.follow(self.part)
+            arguments = self.subject, choice.part, self.flags[0], self.backend, self.dtype
+            self.served = Served(*arguments, training=choice.training)
+            self.part = choice.part
+            self.stats.cuts[self.stage] = choice.names
+            self.checks.look_at(choice.part.layers, self.subject.around, training=choice.training)
+            if choice.training:
+                self.stats.validation_only, self.stats.reason = False, ""
+
+    def _tell_of_validation(self, error: NotCacheableError) -> None:
+        self.stats.validation_only, self.stats.reason = True, error.reason
+        if self.checks.once("validation only"):
+            tell(f"serves validation only: {error.reason}. To cache training too, {error.remedy}.")
+
+    def _check_worth(self, choice: Choice) -> None:
+        if choice.part is None and not choice.later and not self.stats.cuts:
+            raise nothing_frozen(bool(self.subject.base_leaves))
+
+    def _keep_only(self, columns: Sequence[str] | None) -> bool:
+        """Frees what no later stage needs; False if something is missing: a new pass begins."""
+        if columns is None:
+            columns = list(self.store.columns)
+        held = {column for column in self.store.columns if column.split(".")[0] in columns}
+        if columns and set(columns) <= held:
+            self.store.keep_only(held)
+            self.stats.bytes = self.store.nbytes
+            return True
+        self._forget()
+        return False
+
+    def _forget(self) -> None:
+        self.store.clear()
+        self.stats.rows = self.stats.bytes = 0
+        self.checks.poor = 0
+        self.feeds.forget()
+
+    def begin_epoch(self, iterator: Any) -> None:
+        """Looks for what may have changed since the last epoch.
+
+        Args:
+            iterator: hands out the training batches.
+        """
+        if self.serves("train"):
+            self._look_again()
+        if self.serves("train"):
+            self._expect(iterator)
+            self.feed("train", iterator)
+        else:
+            self.feeds.stop("train", *([] if self.serves("test") else ["test"]))
+        self.checks.begin_epoch()
+        if self.checks.last_rows and self.checks.kind not in self.feeds:
+            self.store.expected = self.checks.last_rows  # the last batch may have been smaller
+
+    def begin_test(self, iterator: Any) -> None:
+        """Before a validation: its rows are those that count where training isn't served.
+
+        Args:
+            iterator: hands out the batches of the validation.
+        """
+        if self.is_due:
+            self._begin_stage()
+        alone = not self.serves("train")
+        if alone and self.serves("test"):
+            self._look_again()
+        if alone and self.serves("test"):
+            self._expect(iterator)
+        elif alone:
+            self.feeds.stop("test")
+        self.feed("test", iterator)
+
+    def _look_again(self) -> None:
+        """Steps aside if weights or arrays aren't what they were."""
+        assert self.served is not None
+        try:
+            self.checks.check_weights()
+            for feed in self.feeds:
+                self.checks.check_rows(feed, self.served.places(feed.structure))
+        except NotCacheableError as error:
+            self.step_aside(error)
+
+    def _expect(self, iterator: Any) -> None:
+        self.adder.batches = getattr(iterator, "num_batches", None)
+        self.checks.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
+
+    def end_epoch(self) -> None:
+        """Looks at how often the rows of this epoch were known."""
+        try:
+            if self.served is not None:
+                self.checks.check_hits()
+        except NotCacheableError as error:
+            self.step_aside(error)
+
+    def feed(self, kind: str, iterator: Any) -> None:
+        """Takes the arrays behind an iterator by number, if that is possible."""
+        feed = self.feeds.put(kind, iterator) if self.served is not None else None
+        if feed is not None and self.served is not None:
+            self.checks.check_rows(feed, self.served.places(feed.structure))  # what they are now
+        if feed is not None and kind == self.checks.kind and not self.store.rows:
+            self.store.expected = len(feed)
+
+    def step(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
+        """Runs a step of `fit` or of its validation.
+
+        Args:
+            kind: "train" or "test".
+            args: what Keras called the model's train or test function with.
+            plain: makes the function that runs the whole model.
+        """
+        if not self.is_busy(kind):
+            return self.backend.plain(plain(), *args)
+        state, batches = self.backend.pull(args, self.subject.model.steps_per_execution)
+        if not batches:
+            raise StopIteration
+        served = self.served
+        if served is not None and self.serves(kind):
+            try:
+                served.override.check_used()
+                with attributes(served.patches):
+                    brought = [self.adder.add(served, kind, state, b) for b in batches]
+                    return served.lighter.step(served.function(kind), state, brought)
+            except NotCacheableError as error:
+                self._stop(error, kind)
+        self.has_stopped = True
+        return self.whole.step(plain(), state, [restored(batch) for batch in batches])
+
+    def _stop(self, error: NotCacheableError, kind: str) -> None:
+        """Within a step: what is in the way of training alone leaves validation to be served."""
+        if kind == "test" or not error.in_training or not self.validates:
+            self.step_aside(error)
+            return
+        self.barred = error.with_traceback(None)
+        self.served = None
+        self._forget()
+        self.is_due = True  # not now: on JAX variables hold nothing within an epoch
+
+    def step_aside(self, error: NotCacheableError) -> None:
+        """From now on the whole model runs in each step."""
+        self.served = None
+        self.stats.enabled = self.stats.validation_only = False
+        self.stats.reason = error.reason
+        self._forget()
+        tell(
+            f"stepped aside, and the run goes on uncached: {error.reason}. To use it, "
+            f"{error.remedy}."
+        )
+
+    def row_bytes(self) -> int | None:
+        """Returns the bytes of a row that is kept; None if that isn't known before the first."""
+        symbols = symbols_of(self.served.part) if self.served is not None else None
+        if self.store.bytes_per_row or symbols is None:
+            return self.store.bytes_per_row or None
+        return row_bytes(symbols, self.dtype)
+
+    def close(self) -> None:
+        """Gives everything back; the counts stay."""
+        self.served = None
+        self.store.clear()
+        self.feeds.close()
+        self.features.seen.clear()

@@ -1,0 +1,1 @@
+"""What would make cached features wrong, and what is said then."""

@@ -1,0 +1,63 @@
+"""What is kept in a stage, and for the stages after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keras_freeze.feature_cache.cutting.deterministic_layers import DeterministicLayers
+from keras_freeze.feature_cache.cutting.find_cut import Cut, find_cut
+from keras_freeze.graph.flat_program import Program, Value
+
+Flags = Mapping[int, bool]  # {id(leaf): trainable} of all leaves
+
+
+@dataclass(frozen=True)
+class StageCuts:
+    """The cut of the stage that runs.
+
+    Attributes:
+        cut: where the program is cut now.
+        values: what is kept: the cut's values, and those of the cuts of later stages that are the
+            same until then.
+        later: whether a later stage has a cut.
+    """
+
+    cut: Cut
+    values: tuple[Value, ...]
+    later: bool
+
+
+def cuts_of_stages(
+    program: Program,
+    judge: Callable[[Flags], DeterministicLayers],
+    now: Flags,
+    later: Sequence[Flags],
+) -> StageCuts:
+    """Finds the cuts of the stage that runs and of those that come.
+
+    Args:
+        program: of the container.
+        judge: of layers under given flags.
+        now: the flags.
+        later: the flags of each later stage, in order.
+    """
+    cut, *cuts = [_cut(program, judge(flags)) for flags in (now, *later)]
+    kept, lasting = set(cut.values), set(cut.fixed)
+    for following in cuts:
+        lasting &= following.fixed  # what trains in between has to be computed afterwards
+        kept.update(lasting.intersection(following.values))
+    return StageCuts(cut, tuple(sorted(kept)), any(following.values for following in cuts))
+
+
+def _cut(program: Program, fixed: DeterministicLayers) -> Cut:
+    return find_cut(program, fixed.why_not, fixed.holds_frozen_weights)
+
+
+def cut_names(program: Program, values: Sequence[Value]) -> list[str]:
+    """Returns the names of the layers that give `values`."""
+    giver: dict[Value, Any] = {
+        number: step.operation for step in program.steps for number in step.writes
+    }
+    return [giver[number].name for number in values]

@@ -1,0 +1,125 @@
+"""What is served of a container: the prefix up to the cut, and the tail after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_freeze.feature_cache.cutting.find_cut import Cut, prefix_of
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError
+from keras_freeze.graph.flat_program import Program, Value, mask_of, run, set_mask
+from keras_freeze.graph.layer_tree import LayerTree
+
+Tensor = Any
+Features = dict[str, Tensor]  # by column: a value of the program, or the mask of one
+
+
+class GraphPrefix:
+    """The part of a container whose graph is known.
+
+    Args:
+        program: of the container.
+        cut: where it is cut now.
+        values: all that is to be computed, also for the cuts of later stages.
+
+    Attributes:
+        places: of the inputs by which rows are told apart; None = all.
+    """
+
+    def __init__(self, program: Program, cut: Cut, values: tuple[Value, ...]):
+        self.program = program
+        self.cut = cut
+        self.values = values
+        self.steps, places = prefix_of(program, values)
+        self.places: list[int] | None = places
+
+    def follow(self, part: Any) -> None:
+        """Goes on with the rows of an earlier stage: they were told apart by these inputs."""
+        self.places = part.places
+
+    @property
+    def layers(self) -> list[Any]:
+        """All layers that the prefix runs."""
+        layers = [one for one in self.operations if isinstance(one, keras.layers.Layer)]
+        return list({id(below): below for layer in layers for below in LayerTree(layer)}.values())
+
+    @property
+    def operations(self) -> list[Any]:
+        """All that the prefix calls, each once."""
+        called = {id(step.operation): step.operation for step in self.steps if not step.enters}
+        return list(called.values())
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the cut that is served now."""
+        return [str(value) for value in self.cut.values]
+
+    def prefix(self, inputs: Any, training: Any = None, mask: Any = None, **_: Any) -> Features:
+        values = self._enter(inputs, mask)
+        run(self.steps, values, training)
+        features = {str(number): values[number] for number in self.values}
+        masks = {f"{number}.mask": mask_of(values[number]) for number in self.values}
+        return features | {column: mask for column, mask in masks.items() if mask is not None}
+
+    def tail(
+        self, features: Features, inputs: Any, training: Any = None, mask: Any = None, **_: Any
+    ) -> Any:
+        values = self._enter(inputs, mask) if self.cut.given else {}
+        for number in self.cut.values:
+            symbol = self.program.symbols[number]
+            values[number] = keras.ops.cast(features[str(number)], symbol.dtype)
+            if f"{number}.mask" in features:
+                set_mask(values[number], features[f"{number}.mask"])
+        run(self.cut.tail, values, training)
+        return self.program.leave(values)
+
+    def _enter(self, inputs: Any, mask: Any) -> dict[Value, Tensor]:
+        values = self.program.enter(inputs)
+        for tensor, of_tensor in zip(values.values(), keras.tree.flatten(mask), strict=False):
+            if of_tensor is not None:
+                set_mask(tensor, of_tensor)
+        return values
+
+
+class LayerPrefix:
+    """A container whose inside can't be read: all of it, or nothing.
+
+    Args:
+        container: the layer or model.
+        call: its `call`, as it runs in a step.
+    """
+
+    def __init__(self, container: Any, call: Callable[..., Any]):
+        self.layers = list(LayerTree(container))
+        self.operations = [container]
+        self.places: list[int] | None = None
+        self.call = call
+        self.structure: Any = None
+        self.dtypes: list[str] = []
+
+    def follow(self, part: Any) -> None:
+        """Goes on with the rows of an earlier stage."""
+        self.structure, self.dtypes = part.structure, part.dtypes
+
+    @property
+    def columns(self) -> list[str]:
+        return [str(number) for number in range(len(self.dtypes))]
+
+    def prefix(self, *args: Any, **kwargs: Any) -> Features:
+        outputs = self.call(*args, **kwargs)
+        self.structure = keras.tree.map_structure(lambda _: None, outputs)
+        flat = keras.tree.flatten(outputs)
+        if any(mask_of(tensor) is not None for tensor in flat):
+            raise NotCacheableError(
+                f"the outputs of {self.layers[0].name!r} carry masks, and its graph can't be read",
+                "use a functional base",
+            )
+        self.dtypes = [keras.backend.standardize_dtype(tensor.dtype) for tensor in flat]
+        return {str(number): tensor for number, tensor in enumerate(flat)}
+
+    def tail(self, features: Features, *_: Any, **__: Any) -> Any:
+        columns = zip(self.columns, self.dtypes, strict=True)
+        flat = [keras.ops.cast(features[column], dtype) for column, dtype in columns]
+        return keras.tree.pack_sequence_as(self.structure, flat)

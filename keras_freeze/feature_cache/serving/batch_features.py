@@ -1,0 +1,220 @@
+"""The features of a batch: from the store, or from the prefix, which then fills the store."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.display.stage_lines import readable
+from keras_freeze.feature_cache.cache_stats import CacheStats
+from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks, agree
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError, tell
+from keras_freeze.feature_cache.serving.batch_rows import Positions, Rows
+from keras_freeze.feature_cache.serving.stage_server import Served
+from keras_freeze.feature_cache.storage.memory_store import MemoryStore
+from keras_freeze.feature_cache.storage.row_hashes import Key
+
+Array = np.ndarray[Any, Any]
+Columns = dict[str, Array]
+AT_ONCE = min(4, os.cpu_count() or 1)  # batches of the prefix
+
+
+class BatchFeatures:
+    """What is known of the images of one `fit`.
+
+    Args:
+        store: keeps rows.
+        checks: says when to look again.
+        stats: counts.
+    """
+
+    def __init__(self, store: MemoryStore, checks: ConsistencyChecks, stats: CacheStats):
+        self.store = store
+        self.checks = checks
+        self.stats = stats
+        self.seen: set[Key] = set()
+        self.axes: dict[str, tuple[int, ...]] = {}  # in the order of memory, where that isn't C's
+
+    def of(self, rows: Rows, served: Served, kind: str, state: Any) -> Columns:
+        """Returns the features of the rows of a batch, computing those that aren't known.
+
+        Args:
+            rows: of the batch.
+            served: the stage.
+            kind: "train" or "test".
+            state: of the step that runs.
+
+        Raises:
+            NotCacheableError: they can't be had, or known ones turn out to be wrong.
+        """
+        missing = np.flatnonzero(rows.slots < 0)
+        wanted = int(np.count_nonzero(missing < rows.size))
+        if wanted < rows.size and self.checks.wants_check(kind, served.is_trusted):
+            self._check(rows, served, kind, state)
+        computed: Columns = {}
+        fresh = 0  # rows of the batch that were never seen, though a full store may not hold them
+        if wanted:
+            missing, copies = _first_of_each(rows, missing)
+            wanted = int(np.count_nonzero(missing < rows.size))
+            fresh = sum(key not in self.seen for key in rows.keys(missing[:wanted]))
+            computed = self._compute(rows, missing, served, kind, state)
+            self._keep(rows, missing, computed)
+            rows.found(copies, self.store.find(rows.keys(copies)))
+            self.stats.misses += len(missing)
+        known = rows.size - wanted
+        self.checks.count(kind, rows.size, fresh)
+        self.stats.hits += known - rows.first_asked()
+        self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
+        self.stats.base_passes = self.stats.misses / max(1, len(self.seen))
+        features = self._gathered(rows, missing, computed, served.part.columns)
+        return {name: self._laid_out(name, array) for name, array in features.items()}
+
+    def _laid_out(self, column: str, array: Array) -> Array:
+        """Features in memory as the prefix left them: PyTorch draws random masks in that order."""
+        if column not in self.axes:
+            return array
+        axes = self.axes[column]
+        return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
+
+    def at_once(self, served: Served, batch: int) -> int:
+        """Returns how many rows may be computed when one of a batch isn't known.
+
+        On CPUs several batches of the prefix at once keep cores busy that one leaves idle: JAX
+        takes half the time on two of them. PyTorch runs once what depends on weights alone.
+        """
+        rows = AT_ONCE * batch if served.is_faster_together else batch
+        return rows if self.store.room >= rows and served.is_trusted else 0
+
+    def _gathered(
+        self, rows: Rows, missing: Positions, computed: Columns, wanted: list[str]
+    ) -> Columns:
+        """The columns that are served: from the store, where it had no room from the prefix."""
+        columns = [c for c in (self.store.columns or computed) if c.split(".")[0] in wanted]
+        slots = rows.slots[: rows.size]
+        kept = slots >= 0
+        if kept.all():
+            return {column: self.store.take(column, slots) for column in columns}
+        place = {key: place for place, key in enumerate(rows.keys(missing))}
+        without = np.flatnonzero(~kept)
+        source = np.array([place[key] for key in rows.keys(without)])
+        features: Columns = {}
+        for column in columns:
+            out = np.empty((rows.size, *computed[column].shape[1:]), computed[column].dtype)
+            out[without] = computed[column][source]
+            if kept.any():
+                out[kept] = self.store.take(column, slots[kept])
+            features[column] = out
+        return features
+
+    def _compute(
+        self, rows: Rows, positions: Positions, served: Served, kind: str, state: Any
+    ) -> Columns:
+        """Runs the prefix on some of the rows, in batches of the size that was asked for.
+
+        Kernels round differently by batch size, and JAX compiles once for each.
+        """
+        others = np.setdiff1d(np.arange(len(rows)), positions)
+        ordered = np.concatenate([positions, others])
+        starts = range(0, len(positions), rows.size)
+        batches = [np.resize(np.roll(ordered, -start), rows.size) for start in starts]
+        began = time.perf_counter()
+        self.checks.before_prefix()
+        whole = len(batches) == 1 and len(positions) == rows.size == len(rows)
+        try:
+            parts = self._run(rows, [None] if whole else batches, served, kind, state)
+        except NotCacheableError:
+            self.checks.put_back()  # what ran before the error may have drawn random numbers
+            raise
+        self.checks.after_prefix()
+        self.checks.prefix_seconds = time.perf_counter() - began
+        return {
+            name: _joined([part[name] for part in parts])[: len(positions)] for name in parts[0]
+        }
+
+    def _run(
+        self, rows: Rows, batches: list[Any], served: Served, kind: str, state: Any
+    ) -> list[Columns]:
+        """The features of batches: each the positions of its rows, or None for all rows."""
+        features = served.prefix(kind)(state, [rows.inputs(positions) for positions in batches])
+        counts = [rows.size if positions is None else len(positions) for positions in batches]
+        return [self._arrays(*one, served) for one in zip(features, counts, strict=True)]
+
+    def _arrays(self, features: dict[str, Any], count: int, served: Served) -> Columns:
+        arrays = {name: served.backend.to_numpy(tensor) for name, tensor in features.items()}
+        for array in arrays.values():
+            if array.ndim == 0 or len(array) != count:
+                raise NotCacheableError(
+                    f"features of shape {array.shape} for {count} images have no row for each",
+                    "keep the batch axis first",
+                )
+        return arrays
+
+    def _keep(self, rows: Rows, positions: Positions, computed: Columns) -> None:
+        shapes = {name: chunks[0].shape[1:] for name, chunks in self.store.columns.items()}
+        if shapes and shapes != {name: array.shape[1:] for name, array in computed.items()}:
+            raise NotCacheableError(
+                "the features of different batches have different shapes",
+                "pass inputs of one shape, or pool the features after the base",
+            )
+        for name, array in computed.items():
+            if not array.flags.c_contiguous:
+                self.axes[name] = tuple(np.argsort(array.strides)[::-1].tolist())
+        keys = rows.keys(positions)
+        self.seen.update(keys)
+        self._report_nan(computed)
+        kept = self.store.add(keys, computed)
+        rows.found(positions[:kept], self.store.find(keys[:kept]), computed=True)
+        if kept < len(keys) and self.checks.once("budget"):
+            self._warn_of_budget()
+
+    def _warn_of_budget(self) -> None:
+        size, rows = self.store.bytes_per_row, self.store.expected
+        of = "training" if self.checks.kind == "train" else "validation"
+        needed = f"; {rows} {of} rows need {readable(size * rows)}" if rows else ""
+        tell(
+            f"is full: `max_bytes`, {readable(self.store.max_bytes)}, holds {self.store.rows} rows "
+            f"of {readable(size)}. The others are computed in each epoch{needed}. Raise "
+            "`max_bytes`, or halve the bytes with dtype='float16'."
+        )
+
+    def _report_nan(self, computed: Columns) -> None:
+        for array in computed.values():
+            if keras.backend.is_float_dtype(array.dtype.name):
+                bad = ~np.isfinite(array.astype("float32")).reshape(len(array), -1).all(axis=1)
+                if bad.any() and self.checks.once("nan"):
+                    count = f"{int(bad.sum())} of {len(bad)} images"
+                    tell(
+                        f"found NaN or infinite features, of {count}. They are served "
+                        "as they are: look at these inputs, and at the weights of the base."
+                    )
+
+    def _check(self, rows: Rows, served: Served, kind: str, state: Any) -> None:
+        """Computes a few known rows again."""
+        began = time.perf_counter()
+        positions = self.checks.draw(np.flatnonzero(rows.slots[: rows.size] >= 0), rows.size)
+        (fresh,) = self._run(rows, [positions], served, kind, state)
+        for name in self.store.columns:
+            if not agree(self.store.take(name, rows.slots[positions]), fresh[name]):
+                raise NotCacheableError(
+                    "the frozen part gives other features for the same image: they are random, or "
+                    "depend on the other images of the batch",
+                    "keep such layers out of the frozen part",
+                )
+        self.checks.check_seconds += time.perf_counter() - began
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _first_of_each(rows: Rows, positions: Positions) -> tuple[Positions, Positions]:
+    """Splits positions into the first of each key, and the repeats."""
+    first: dict[Key, int] = {}
+    for position, key in zip(positions.tolist(), rows.keys(positions), strict=True):
+        first.setdefault(key, position)
+    chosen = np.array(sorted(first.values()), np.int64)
+    return chosen, np.setdiff1d(positions, chosen)

@@ -1,0 +1,1 @@
+"""What the cache keeps: rows of features, by key."""

@@ -1,0 +1,106 @@
+"""What a `fit` prints about its stages, and when: nothing may tear the progress bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_freeze.display.stage_lines import ended_early_line
+from keras_freeze.fit_engine.stage_report import describe_base, stage_report
+from keras_freeze.fit_engine.trainable_plan import Plan
+
+DID = {"reset": "reset", "carry": "carried over"}
+
+
+class Announcements:
+    """The printed lines of one `fit`.
+
+    Args:
+        model: the model that is fitted.
+        plan: of the fit.
+        epochs: of the fit, if known.
+        freezing: its FreezeBase callbacks.
+        gradual: its GradualUnfreeze, or None.
+        recompile: its RecompileOnTrainableChange, or None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        epochs: int | None,
+        freezing: list[Any],
+        gradual: Any,
+        recompile: Any,
+    ):
+        self.model = model
+        self.plan = plan
+        self.epochs = epochs
+        self.freezing = freezing
+        self.gradual = gradual
+        self.recompile = recompile
+        self.changes = 0  # of other callbacks
+        self.waiting: list[str] = []
+
+    def add(self, text: str, *, verbose: bool = True) -> None:
+        """Prints a text, if there is one, as soon as the progress bar allows it."""
+        if text and verbose:
+            self.waiting.append(text)
+
+    def show(self) -> None:
+        """Prints what waited."""
+        for text in self.waiting:
+            print(text, flush=True)
+        self.waiting.clear()
+
+    def stage_begins(
+        self,
+        number: int,
+        epoch: int,
+        before: set[int],
+        now: set[int],
+        rates: dict[str, float],
+        optimizer: str | None,
+    ) -> None:
+        """Prints the line of a stage, at once.
+
+        Args:
+            number: of the stage.
+            epoch: in which it begins.
+            before: the trainable layers before it, as `trainable_layers` gives them.
+            now: those of the stage.
+            rates: the learning rates, as the logs have them.
+            optimizer: "carry" or "reset"; None in the first stage of a fit, whose line says what
+                the base is.
+        """
+        stage = self.plan.stage(number)
+        if not self._is_shown(stage):
+            return
+        at = f" (at={stage.at})" if stage is not None else ""
+        did = DID[optimizer] if optimizer else ""
+        base = "" if optimizer else describe_base(self.plan)
+        title, when = f"{self.plan.title(number)}{at}", f"from {self.when(epoch)}"
+        args = self.model, self.plan, title, when, before, now, rates, did, base
+        print(stage_report(*args), flush=True)
+
+    def _is_shown(self, stage: Any) -> bool:
+        by_freezing = stage is None and any(callback.verbose for callback in self.freezing)
+        return by_freezing or bool(self.gradual and self.gradual.verbose)
+
+    def others_changed(
+        self, when: str, before: set[int], now: set[int], rates: dict[str, float]
+    ) -> None:
+        """Adds the line of a change that another callback made."""
+        self.changes += 1
+        if self.recompile.verbose:
+            title, did = f"Change {self.changes} of the trainable layers", DID
+            args = self.model, self.plan, title, when, before, now, rates
+            self.add(str(stage_report(*args, did[self.recompile.optimizer], "")))
+
+    def stage_ends_early(self, number: int, epoch: int, askers: list[str]) -> None:
+        """Adds the line of a stage that PerStage callbacks ended."""
+        text = ended_early_line(self.plan.title(number), self.when(epoch), askers)
+        self.add(text, verbose=self.gradual.verbose)
+
+    def when(self, epoch: int) -> str:
+        """An epoch as the progress bar counts it."""
+        return f"epoch {epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")

@@ -1,0 +1,199 @@
+"""Decides, at each event of a `fit`, what happens in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from keras_freeze.fit_engine.announcements import Announcements
+from keras_freeze.fit_engine.cache_lifecycle import Caching
+from keras_freeze.fit_engine.early_stop_warning import warn_of_stop
+from keras_freeze.fit_engine.make_plan import plan_of_callbacks
+from keras_freeze.fit_engine.per_stage_stops import Stops
+from keras_freeze.fit_engine.plan_checks import warn_of_untrained_head
+from keras_freeze.fit_engine.plateau_triggers import Triggers, make_triggers
+from keras_freeze.fit_engine.preconditions import at_most_one, check_built, check_optimizer
+from keras_freeze.fit_engine.stage_clock import StageClock
+from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
+from keras_freeze.fit_engine.trainable_changes import TrainableChanges
+from keras_freeze.graph.layer_tree import LayerTree, count_params
+from keras_freeze.keras_internals import (
+    callbacks_of_fit,
+    optimizer_rebuild,
+    step_functions,
+    variable_ages,
+)
+
+UNAWARE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+
+
+class Conductor:
+    """One `fit`: calls its parts in the right order.
+
+    It decides when a stage begins or ends, when a change by another callback takes effect, and
+    what the logs hold. How is decided by its parts, and it holds no state of its own: the plan
+    (which layers train in which stage), the clock (which stage runs), the triggers and the
+    PerStage callbacks (when a stage ends), the changes (flags, optimizer, rates and step
+    functions), the cache, and the announcements.
+
+    Args:
+        callback_list: the list of callbacks of the `fit`.
+        model: the model that is fitted.
+        ours: the public callbacks in the list.
+    """
+
+    def __init__(self, callback_list: Any, model: Any, ours: list[Any]):
+        check_optimizer(model)
+        step_functions.build(model, callbacks_of_fit.batch_specification())
+        check_built(model, LayerTree(model).leaves)
+        self.callback_list = callback_list
+        self.model = model
+        self.epochs: int | None = (callback_list.params or {}).get("epochs")
+        self.freezing = [c for c in ours if c.role == "freeze"]
+        self.gradual: Any = at_most_one([c for c in ours if c.role == "schedule"])
+        self.recompile: Any = at_most_one([c for c in ours if c.role == "watch"])
+        cache = at_most_one([c for c in ours if c.role == "cache"])
+        self.stops = Stops(model, [c for c in ours if c.role == "per_stage"], self.gradual)
+        epochs = None if self.stops else self.epochs  # stages may begin earlier than planned
+        self.plan = plan_of_callbacks(model, self.freezing, self.gradual, epochs)
+        self.clock = StageClock(self.plan, self.gradual)
+        self.rates = StageLearningRates(model, self.plan, self._mode)
+        self.triggers = self._make_triggers()
+        self.caching = self._make_caching(cache)
+        self.changes = TrainableChanges(model, self.plan, self.clock, self.rates, self.caching)
+        told_by = self.freezing, self.gradual, self.recompile
+        self.announcements = Announcements(model, self.plan, self.epochs, *told_by)
+        # Flags can change between two steps only if another callback has hooks there.
+        acting = callbacks_of_fit.acting_hooks(callback_list, UNAWARE)
+        self.watched = acting if self.recompile else set()
+
+    def _make_triggers(self) -> Triggers | None:
+        known = callbacks_of_fit.known_logs(self.model, self.callback_list)
+        known = known and known | set(self.logs())
+        # With RecompileOnTrainableChange, other callbacks may train any layer.
+        is_final = self.recompile is None
+        return make_triggers(self.model, self.plan, self.clock.begun, known, is_final=is_final)
+
+    def _make_caching(self, callback: Any) -> Caching | None:
+        if callback is None:
+            return None
+        in_threads = callbacks_of_fit.tests_in_threads(self.callback_list)
+        early = bool(self.stops)
+        args = callback, self.model, self.plan, self.epochs
+        return Caching(*args, early=early, in_threads=in_threads)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Brings the model into the stage that holds in `epoch`."""
+        self.stops.begin_epoch()
+        if not self.clock.begin_epoch(epoch):
+            return
+        if self.clock.is_first:
+            self._check_first_stage()
+        else:
+            self.stops.end_stage()
+        asked = self.clock.goes_back()
+        restored = asked and self.triggers is not None and self.triggers.restore()
+        before, mode = self.changes.enter_stage(restored=restored)
+        optimizer = None if self.clock.is_first else mode
+        layers = before, self.changes.trainable
+        self.announcements.stage_begins(
+            self.clock.number, epoch, *layers, self.rates.logs(), optimizer
+        )
+        self.stops.begin_stage(self.clock.number)
+        if self.triggers is not None:
+            self.triggers.enter(self.clock.number)
+
+    def _check_first_stage(self) -> None:
+        if self.clock.stage is not None:
+            self._warn_of_untrained_head()
+        if "carry" in self._modes():
+            step_functions.check_carry(self.model)
+
+    def _warn_of_untrained_head(self) -> None:
+        """Layers of the base are trained from the start, and the optimizer never made a step."""
+        stage, flags = self.plan.stage(1), self.plan.flags[1]
+        unfrozen = any(flags.get(id(leaf)) for leaf in self.plan.base_leaves)
+        optimizers = optimizer_rebuild.leaves(self.model.optimizer)
+        untrained = not any(map(variable_ages.updates, optimizers))
+        if stage is not None and unfrozen and self.clock.epoch == 0 and untrained:
+            warn_of_untrained_head(stage)
+
+    def _mode(self, stage: Any) -> str:
+        """How a stage treats the optimizer, "carry" or "reset"."""
+        return (stage and stage.optimizer) or (self.gradual.optimizer if self.gradual else "carry")
+
+    def _modes(self) -> set[str]:
+        """How the changes of this run may treat the optimizer."""
+        modes = {self._mode(stage) for stage in self.plan.schedule or ()}
+        return modes | ({self.recompile.optimizer} if self.recompile else set())
+
+    def acts_in(self, hooks: tuple[str, ...]) -> bool:
+        """True if another callback may change flags in one of these hooks."""
+        return not self.watched.isdisjoint(hooks)
+
+    def before_others_act(self, hooks: tuple[str, ...]) -> None:
+        """Before other callbacks run one of these hooks, in which they may change flags."""
+        if self.acts_in(hooks):
+            self.changes.keep_order()
+
+    def settle(self, when: str) -> None:
+        """With RecompileOnTrainableChange: a change by another callback takes effect now."""
+        before = self.changes.trainable
+        if self.recompile is not None and self.changes.take_up(self.recompile.optimizer):
+            now = self.changes.trainable
+            self.announcements.others_changed(when, before, now, self.rates.logs())
+
+    def begin_data(self) -> None:
+        """Before the data of an epoch begin to flow, after all that other callbacks did."""
+        self.rates.tell_of_others(self.clock.number)
+        if self.caching is not None:
+            self.announcements.add(self.caching.begin_data(self.changes.step))
+
+    def end_data(self) -> None:
+        """The epoch and its validation are over."""
+        if self.caching is not None:
+            self.announcements.add(self.caching.end_data(self.clock.epoch))
+
+    def begin_validation(self) -> None:
+        """Validation within this fit begins."""
+        if self.caching is not None:
+            self.caching.begin_test(self.changes.step)
+
+    def see(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Looks at the logs of an epoch, which are complete: does the stage end?"""
+        if self.triggers is not None:
+            text = self.triggers.see(epoch, logs)
+            self.announcements.add(text, verbose=self.gradual.verbose)
+
+    def heed_stops(self) -> None:
+        """A PerStage's stop ends the stage; the run, if it is the last. Another's ends the run."""
+        askers = self.stops.askers()
+        if not askers or self.model.stop_training:
+            return
+        planned = self.clock.epoch + 1 == self.epochs or self.clock.ends_as_planned()
+        if not self.clock.end_stage():
+            self.model.stop_training = True
+        elif not planned:
+            self.announcements.stage_ends_early(self.clock.number, self.clock.epoch, askers)
+
+    def logs(self) -> dict[str, float]:
+        """What every epoch's logs carry: numbers, so that any logger shows them."""
+        if not self.freezing and not self.gradual:
+            return {}  # a run without stages logs what it logs without us
+        return {
+            "stage": self.clock.number,
+            "trainable_params": count_params(self.model.trainable_variables),
+            **self.rates.logs(),
+        }
+
+    def end(self, logs: dict[str, Any]) -> None:
+        """The fit is over; `logs` are those of its last epoch."""
+        self.announcements.show()
+        self.rates.keep_original()
+        callbacks = callbacks_of_fit.all_callbacks(self.callback_list)
+        stopped = warn_of_stop(self.clock, self.epochs, callbacks, logs)
+        if self.triggers is not None and not stopped:
+            self.triggers.end()
+        if self.caching is not None:
+            self.caching.cache.close()

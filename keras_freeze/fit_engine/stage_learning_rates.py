@@ -1,0 +1,174 @@
+"""The learning rate of each stage, and the share of it that each variable gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from keras_freeze.errors import warn
+from keras_freeze.fit_engine.learning_rate_multipliers import (
+    Multipliers,
+    multipliers_of,
+    still_rising,
+    warmed_up,
+)
+from keras_freeze.fit_engine.trainable_plan import Plan
+from keras_freeze.keras_internals import learning_rates, optimizer_rebuild
+from keras_freeze.schedule.stage import Stage
+
+
+class StageLearningRates:
+    """The rates of one fit.
+
+    Args:
+        model: the model that is fitted.
+        plan: of the fit.
+        mode: how a stage treats the optimizer, "carry" or "reset".
+
+    Raises:
+        ScheduleError: a stage asks for a part of a rate that is no number.
+    """
+
+    def __init__(self, model: Any, plan: Plan, mode: Callable[[Any], str]):
+        self.model = model
+        self.plan = plan
+        self.mode = mode
+        self.rated: Any = None  # the optimizer of which `_original` was read
+        self.set_now: Any = None  # by the stage that begins, until others have acted
+        self.has_told = False
+        compiled = learning_rates.original_rates(model.optimizer)
+        self.shares: learning_rates.Shares = [None] * len(compiled)
+        self.has_base_rates = any(
+            stage.base_learning_rate is not None for stage in plan.schedule or ()
+        )
+        self._after(range(1, len(plan.schedule or ()) + 1), compiled, compiled)
+
+    def set_rates(self, number: int, before: int) -> bool:
+        """Sets the rate of a stage.
+
+        Args:
+            number: of the stage.
+            before: of the one that ends, -1 at the beginning of a fit. What stages between them
+                make of the rate counts too.
+
+        Returns:
+            True if the step functions must be made anew.
+        """
+        original = self.original()
+        if before < 0:  # a callback may have put another optimizer into the model
+            self.shares = [None] * len(original)
+        now = original if before < 0 else learning_rates.rates_of(self.model.optimizer)
+        wanted, self.shares = self._after(range(max(before, 0) + 1, number + 1), now, original)
+        made = learning_rates.rates_of(self.model.optimizer) != wanted
+        made = made and learning_rates.set_rates(self.model.optimizer, wanted)
+        stage = self.plan.stage(number)
+        if stage is not None and stage.learning_rate is not None:
+            self.set_now = learning_rates.rates_of(self.model.optimizer)
+        return made
+
+    def _after(
+        self, numbers: range, now: list[Any], original: list[Any]
+    ) -> tuple[list[Any], learning_rates.Shares]:
+        """The rates after some stages, and the base's shares of them."""
+        shares = self.shares
+        for number in numbers:
+            stage = self.plan.stage(number)
+            if stage is not None:
+                now, shares = stage_rates(
+                    stage, number, now, shares, original, resets=self.mode(stage) == "reset"
+                )
+        return now, shares
+
+    def logs(self) -> dict[str, float]:
+        """The rates now; that of the base in all epochs, if any stage gives it one of its own."""
+        return learning_rates.log_rates(
+            self.model.optimizer, self.shares if self.has_base_rates else None
+        )
+
+    def original(self) -> list[Any]:
+        """The rates that were compiled, or set since; read after every `on_train_begin`."""
+        if self.rated is not self.model.optimizer:
+            self.rated = self.model.optimizer
+            self._original = learning_rates.original_rates(self.rated)
+        return self._original
+
+    def keep_original(self) -> None:
+        """Whatever other callbacks make of the rates, the next `fit` begins at the original."""
+        learning_rates.keep_original(self.model.optimizer, self.original())
+
+    def tell_of_others(self, number: int) -> None:
+        """Warns, once, if another callback has set the rate in the epoch in which a stage did."""
+        ours, self.set_now = self.set_now, None
+        now = learning_rates.rates_of(self.model.optimizer)
+        if ours is not None and ours != now and not self.has_told:
+            self.has_told = True
+            warn(
+                f"Another callback has set the learning rate to {_shown(now)} in the epoch in "
+                f"which Stage {number} set it to {_shown(ours)}: the other one's holds. Take one "
+                "of them away.",
+            )
+
+    def multipliers(
+        self, number: int, before: int, now: Multipliers, *, begins: bool
+    ) -> Multipliers:
+        """Returns the shares of a stage.
+
+        Args:
+            number: of the stage.
+            before: of the one that ends, -1 at the beginning of a fit.
+            now: the shares so far.
+            begins: False where a fit goes on in the middle of the stage.
+        """
+        if self.plan.schedule is None:
+            return {}
+        shares = optimizer_rebuild.by_variable(self.model.optimizer, self.shares)
+        multipliers = multipliers_of(
+            self.plan,
+            number,
+            lambda stage: self.mode(stage) == "reset",
+            lambda variable: shares.get(id(variable)),
+        )
+        passed = range(before + 1 if before >= 0 else number, number + 1)
+        if before >= 0 and all(self.mode(self.plan.stage(each)) == "carry" for each in passed):
+            multipliers = still_rising(multipliers, now)
+        for each in passed if begins else ():
+            stage = self.plan.stage(each)
+            if stage is not None and stage.warmup_steps:
+                unfrozen = self.plan.unfrozen(each, each - 1)
+                updates = optimizer_rebuild.updates_of(self.model.optimizer)
+                multipliers = warmed_up(multipliers, unfrozen, stage.warmup_steps, updates)
+        return multipliers
+
+
+def stage_rates(
+    stage: Stage,
+    number: int,
+    now: list[Any],
+    shares: learning_rates.Shares,
+    original: list[Any],
+    *,
+    resets: bool,
+) -> tuple[list[Any], learning_rates.Shares]:
+    """Returns the rates of a stage, and the base's shares of them.
+
+    Args:
+        stage: the stage.
+        number: of it.
+        now: the rates before it.
+        shares: those before it.
+        original: the rates that were compiled.
+        resets: whether the stage begins with the optimizer as new.
+
+    Raises:
+        ScheduleError: it asks for a part of a rate that is no number, or for a rate of the base
+            beside one that begins at 0.
+    """
+    title = f"{stage.title(number)}: {stage!r}"
+    if resets:
+        now, shares = original, [None] * len(original)
+    now = learning_rates.changed(now, stage.learning_rate, title)
+    return now, learning_rates.base_shares(shares, stage.base_learning_rate, now, title)
+
+
+def _shown(rates_now: list[Any]) -> str:
+    return ", ".join(f"{rate:.4g}" if isinstance(rate, float) else repr(rate) for rate in rates_now)

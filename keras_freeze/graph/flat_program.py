@@ -1,0 +1,200 @@
+"""A functional model as one flat list of steps: nested models are read in place.
+
+Private names of functional models used here were tried on Keras 3.12.0 and 3.15.1:
+`_functional` (of Sequential), `_nodes_by_depth`, `_inputs_struct`, `_standardize_inputs`,
+`_call_context_args`, `_convert_input_args`, and `get_keras_mask`, `set_keras_mask` of the module
+behind `Layer`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from keras_freeze.graph.layer_tree import Layer
+
+Value = int  # a tensor of the program, by number
+Tensor = Any
+
+_keras_backend = sys.modules[keras.layers.Layer.__module__].backend
+mask_of: Callable[[Tensor], Any] = _keras_backend.get_keras_mask
+set_mask: Callable[[Tensor, Any], None] = _keras_backend.set_keras_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call of a layer or operation, or the entry into a nested model.
+
+    Attributes:
+        operation: what is called; of an entry the nested model.
+        arguments: Keras' template of the arguments.
+        reads: the values that fill the template, by the id of the symbolic tensor.
+        writes: the values that the call gives.
+        enters: whether this is an entry: only the inputs' dtypes and ranks are put right.
+    """
+
+    operation: Any
+    arguments: Any
+    reads: dict[int, Value]
+    writes: tuple[Value, ...]
+    enters: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The steps of a model in the order in which Keras runs them.
+
+    Attributes:
+        model: what was read.
+        steps: in order.
+        inputs: the model's inputs, flat.
+        outputs: its outputs, flat.
+        symbols: the symbolic tensor of each value: shape and dtype.
+    """
+
+    model: Layer
+    steps: tuple[Step, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    symbols: tuple[Tensor, ...]
+
+    def enter(self, inputs: Any) -> dict[Value, Tensor]:
+        """Returns the model's inputs as values, converted as Keras does it."""
+        return dict(zip(self.inputs, _graph(self.model)._standardize_inputs(inputs), strict=True))
+
+    def leave(self, values: dict[Value, Tensor]) -> Any:
+        """Returns the model's outputs in the structure that `call` returns."""
+        flat = [values[number] for number in self.outputs]
+        packed = keras.tree.pack_sequence_as(_graph(self.model)._outputs_struct, flat)
+        single = isinstance(packed, (list, tuple)) and len(packed) == 1
+        return packed[0] if single else packed
+
+    def place_of_inputs(self, inputs: Any) -> list[int] | None:
+        """Returns which leaf of `inputs` feeds each of the model's inputs; None if unknown."""
+        struct, leaves = _graph(self.model)._inputs_struct, keras.tree.flatten(inputs)
+        if isinstance(inputs, dict) and not isinstance(struct, dict):
+            names = [symbol.name for symbol in keras.tree.flatten(struct)]
+            keys = sorted(inputs)
+            return [keys.index(name) for name in names] if set(names) <= set(keys) else None
+        return list(range(len(leaves))) if len(leaves) == len(self.inputs) else None
+
+
+def run(steps: Iterable[Step], values: dict[Value, Tensor], training: Any) -> None:
+    """Runs steps; adds what they give to `values`.
+
+    Args:
+        steps: in order.
+        values: all that the steps read and don't give themselves.
+        training: as the model's `call` got it. As in a functional model, it overrules a layer's
+            recorded argument.
+    """
+    for step in steps:
+        given = {symbol: values[number] for symbol, number in step.reads.items()}
+        args, kwargs = step.arguments.fill_in(given)
+        if step.enters:
+            outputs = _graph(step.operation)._standardize_inputs(args[0])
+        else:
+            if training is not None and "training" in _context_arguments(step.operation):
+                kwargs = {**kwargs, "training": training}
+            outputs = step.operation(*args, **kwargs)
+        values.update(zip(step.writes, keras.tree.flatten(outputs), strict=False))
+
+
+def version_of(tensor: Tensor) -> Any:
+    """Returns what counts the changes in place of a tensor of PyTorch; None of another."""
+    return getattr(tensor, "_version", None)
+
+
+def as_called(layer: Layer, inputs: Any) -> Any:
+    """Returns inputs as `layer.__call__` hands them to `call`: tensors of the layer's dtype.
+
+    What is so already is returned itself, not a copy. Functional models take what comes.
+    """
+    if not layer._convert_input_args:
+        return inputs
+    return keras.tree.map_structure(
+        lambda leaf: layer.dtype_policy.convert_input(leaf, layer.autocast, layer.input_dtype),
+        inputs,
+    )
+
+
+def read_program(model: Layer) -> Program | None:
+    """Returns the program of a functional or Sequential model; None of any other.
+
+    A `__call__` of the model's own (as KerasHub's tasks have) is no obstacle: who runs the program
+    in place of `call` is called by it.
+    """
+    if not _runs_its_graph(model):
+        return None
+    reader = _Reader()
+    inputs = [reader.new(symbol) for symbol in _graph(model).inputs]
+    outputs = reader.read(model, inputs)
+    return Program(model, tuple(reader.steps), tuple(inputs), tuple(outputs), tuple(reader.symbols))
+
+
+@dataclass
+class _Reader:
+    steps: list[Step] = field(default_factory=list)
+    symbols: list[Tensor] = field(default_factory=list)
+
+    def new(self, symbol: Tensor) -> Value:
+        self.symbols.append(symbol)
+        return len(self.symbols) - 1
+
+    def read(self, model: Layer, inputs: list[Value]) -> list[Value]:
+        graph = _graph(model)
+        numbers = {id(symbol): n for symbol, n in zip(graph.inputs, inputs, strict=True)}
+        for depth in sorted(graph._nodes_by_depth, reverse=True):
+            for node in graph._nodes_by_depth[depth]:
+                known = all(id(symbol) in numbers for symbol in node.input_tensors)
+                if node.operation and not node.is_input and known:
+                    written = self._call(node, {id(s): numbers[id(s)] for s in node.input_tensors})
+                    numbers |= {id(s): n for s, n in zip(node.outputs, written, strict=True)}
+        return [numbers[id(symbol)] for symbol in graph.outputs]
+
+    def _call(self, node: Any, reads: dict[int, Value]) -> list[Value]:
+        operation, nested = node.operation, _is_plain(node.operation) and _has_plain_arguments(node)
+        symbols = _graph(operation).inputs if nested else node.outputs
+        written = [self.new(symbol) for symbol in symbols]
+        self.steps.append(Step(operation, node.arguments, reads, tuple(written), enters=nested))
+        return self.read(operation, written) if nested else written
+
+
+def _graph(model: Layer) -> Any:
+    """A Sequential model holds a functional one."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def _is_plain(layer: Layer) -> bool:
+    """True if all that `layer` does when it is called is to run its graph."""
+    return _runs_its_graph(layer) and is_keras_code(type(layer).__call__)
+
+
+def _runs_its_graph(layer: Layer) -> bool:
+    """True if all that `call` of `layer` does is to run its graph."""
+    if not isinstance(layer, keras.Model) or _graph(layer) is None:
+        return False
+    if not hasattr(_graph(layer), "_nodes_by_depth") or layer.activity_regularizer is not None:
+        return False
+    return is_keras_code(type(layer).call) and "call" not in vars(layer)
+
+
+def is_keras_code(method: Any) -> bool:
+    """True if Keras wrote it, not the user."""
+    return str(method.__module__).split(".")[0] == "keras"
+
+
+def _has_plain_arguments(node: Any) -> bool:
+    """True if a model is called as `model(inputs)`; `training` is overruled anyway."""
+    options = {key: value for key, value in node.arguments.kwargs.items() if key != "training"}
+    given = keras.tree.flatten(list(options.values()))  # such as a mask for each input
+    return len(node.arguments.args) == 1 and all(value is None for value in given)
+
+
+def _context_arguments(operation: Any) -> Iterable[str]:
+    names: Iterable[str] = getattr(operation, "_call_context_args", ())
+    return names

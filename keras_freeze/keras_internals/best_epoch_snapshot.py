@@ -1,0 +1,83 @@
+"""Weights and optimizer slots at one moment of a `fit`, to go back to.
+
+Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
+`_iterations`, `_learning_rate`, `_trainable_variables`, `_accumulated_gradients`, `_var_key`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_freeze.keras_internals import variable_ages
+from keras_freeze.keras_internals.optimizer_rebuild import leaves
+from keras_freeze.keras_internals.step_functions import sync
+from keras_freeze.keras_internals.variable_values import to_numpy
+
+Model = Any
+Variable = Any
+
+
+class Snapshot:
+    """Copies, on the host, of all that training has moved.
+
+    Random seeds are left alone: who goes back doesn't want the same random draws again.
+
+    Args:
+        model: a compiled model, between two steps.
+        fixed: ids of variables that can't change, and needn't be copied.
+    """
+
+    def __init__(self, model: Model, fixed: set[int]):
+        sync(model)
+        self.model = model
+        self.weights = [(v, to_numpy(v)) for v in _weights(model) if id(v) not in fixed]
+        self.slots = {id(v): (v, to_numpy(v)) for v in _slots(model)}
+        self.updates = [variable_ages.updates(member) for member in leaves(model.optimizer)]
+
+    def restore(self) -> None:
+        """Goes back. `iterations` goes on counting; the age of each variable is what it was."""
+        sync(self.model)
+        for variable, value in self.weights:
+            variable.assign(value)
+        slots = _slots(self.model)
+        if {id(variable) for variable in slots} != set(self.slots):
+            return  # made anew since, by a `compile` or a change of flags: they stay as they are
+        members = zip(leaves(self.model.optimizer), self.updates, strict=True)
+        since = [(member, variable_ages.updates(member) - before) for member, before in members]
+        running = {id(v) for member, steps in since for v in _window(member, steps)}
+        for variable in slots:
+            if id(variable) not in running:
+                variable.assign(self.slots[id(variable)][1])
+        for member, steps in since:
+            _grow_younger(member, steps)
+
+
+def _window(optimizer: Any, steps: int) -> list[Variable]:
+    """What has been accumulated of the window that runs, if the snapshot was at another place."""
+    each = optimizer.gradient_accumulation_steps or 1
+    return list(optimizer._accumulated_gradients) if steps % each else []
+
+
+def _grow_younger(optimizer: Any, steps: int) -> None:
+    """The updates since don't count: slots of step s are corrected as at step s."""
+    steps -= steps % (optimizer.gradient_accumulation_steps or 1)
+    births = variable_ages.births_of(optimizer)
+    keys = [optimizer._var_key(variable) for variable in optimizer._trainable_variables]
+    variable_ages.set_births(optimizer, {key: births.get(key, 0) + steps for key in keys})
+
+
+def _weights(model: Model) -> list[Variable]:
+    return [v for v in model.variables if not _is_seed(v)]
+
+
+def _is_seed(variable: Variable) -> bool:
+    return bool(variable.path.endswith("seed_generator_state"))
+
+
+def _slots(model: Model) -> list[Variable]:
+    """All that the optimizers keep for variables, but neither counts nor rates."""
+    kept = []
+    for member in leaves(model.optimizer):
+        others = {id(member._iterations), id(member._learning_rate)}
+        kept += [v for v in member.variables if id(v) not in others]
+    return kept

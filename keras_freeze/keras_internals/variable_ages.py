@@ -1,0 +1,224 @@
+"""The age of each variable: one that is unfrozen at step s is updated as if step s were step 0.
+
+Optimizers correct for the start of a run (Adam's bias correction, Kingma & Ba 2015, section 3)
+with one count for all variables. A variable that joins late, with empty slots, would be divided by
+the correction of an old one: Adam's first step is then 2.5 times the learning rate and more. So
+while a step runs, variables are updated in groups of equal age, each group with the update count
+that it would have on its own.
+
+Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
+`_backend_update_step` (the one point that all backends pass), `_iterations`,
+`_clip_gradients`, `_trainable_variables`,
+`_update_model_variables_moving_average`, `_model_variables_moving_average`, `_u_product` (Nadam).
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.keras_internals.apply_learning_rate_multipliers import (
+    FULL,
+    Multiplier,
+    Multipliers,
+    decay_weights,
+    multiplied,
+)
+from keras_freeze.keras_internals.temporary_attributes import Patch, attribute
+from keras_freeze.keras_internals.variable_values import to_numpy
+
+Optimizer = Any
+Variable = Any
+Tensor = Any
+
+# {optimizer: {variable key: value of `iterations` when the variable was unfrozen}}. Not on the
+# optimizer: nothing of ours stays on it. Weak: it ends with the optimizer.
+_BIRTHS: weakref.WeakKeyDictionary[Optimizer, dict[Any, int]] = weakref.WeakKeyDictionary()
+
+
+def births_of(optimizer: Optimizer) -> dict[Any, int]:
+    """Returns the births that hold now; none if `iterations` was set back meanwhile."""
+    births = _BIRTHS.get(optimizer, {})
+    if births and max(births.values()) > updates(optimizer):
+        return {}
+    return dict(births)
+
+
+def updates(optimizer: Optimizer) -> int:
+    """Returns how many steps the optimizer has counted, micro-steps of accumulation included."""
+    return int(to_numpy(optimizer._iterations))
+
+
+def set_births(optimizer: Optimizer, births: dict[Any, int]) -> None:
+    """Remembers births, where any differs from 0."""
+    if any(births.values()):
+        _BIRTHS[optimizer] = births
+    else:
+        _BIRTHS.pop(optimizer, None)
+
+
+def own_ages(optimizer: Optimizer, births: dict[Any, int], multipliers: Multipliers) -> list[Patch]:
+    """Returns what makes an optimizer update its variables by their own ages and multipliers."""
+
+    def patch(name: str, stand_in: Callable[..., Any], *given: Any) -> Patch:
+        return (
+            optimizer,
+            name,
+            functools.partial(stand_in, optimizer, getattr(optimizer, name), *given),
+        )
+
+    patches = [patch("_backend_update_step", _update, births, multipliers)]
+    if births:
+        patches += [
+            patch("_clip_gradients", _clip, births),
+            patch("_update_model_variables_moving_average", _average, births),
+        ]
+    if multipliers:
+        patches.append(patch("_apply_weight_decay", decay_weights, multipliers))
+    return patches
+
+
+def _update(
+    optimizer: Optimizer,
+    update: Callable[..., None],
+    births: dict[Any, int],
+    multipliers: Multipliers,
+    grads: list[Tensor],
+    variables: list[Variable],
+    learning_rate: Tensor,
+) -> None:
+    """`update`, once for each group of variables of equal age and multiplier."""
+    groups = _groups(optimizer, births, list(variables))
+    products = _Products(optimizer) if isinstance(optimizer, keras.optimizers.Nadam) else None
+    for birth, together in groups.items():
+        for multiplier, indices in _by_multiplier(
+            optimizer, multipliers, variables, together
+        ).items():
+            rate = multiplied(optimizer, multiplier, learning_rate)
+            own_grads = [grads[i] for i in indices]
+            with _shifted(optimizer, birth):
+                if products is not None:
+                    products.before_update()
+                update(own_grads, [variables[i] for i in indices], rate)
+                if products is not None:
+                    products.after_update()
+    if products is not None:
+        products.keep_eldest()
+
+
+def _average(
+    optimizer: Optimizer,
+    average: Callable[..., None],
+    births: dict[Any, int],
+    variables: list[Variable],
+) -> None:
+    """The moving average of the weights (EMA): a group's first step copies the value."""
+    averages = optimizer._model_variables_moving_average
+    for birth, indices in _groups(optimizer, births, list(variables)).items():
+        own = [averages[i] for i in indices]
+        with (
+            attribute(optimizer, "_model_variables_moving_average", own),
+            _shifted(optimizer, birth),
+        ):
+            average([variables[i] for i in indices])
+
+
+def _groups(
+    optimizer: Optimizer, births: dict[Any, int], variables: list[Variable]
+) -> dict[int, list[int]]:
+    """Indices by birth, the eldest group first."""
+    groups: dict[int, list[int]] = {}
+    for index, variable in enumerate(variables):
+        groups.setdefault(births.get(optimizer._var_key(variable), 0), []).append(index)
+    return dict(sorted(groups.items()))
+
+
+def _by_multiplier(
+    optimizer: Optimizer, multipliers: Multipliers, variables: list[Variable], indices: list[int]
+) -> dict[Multiplier, list[int]]:
+    groups: dict[Multiplier, list[int]] = {}
+    for index in indices:
+        multiplier = multipliers.get(optimizer._var_key(variables[index]), FULL)
+        groups.setdefault(multiplier, []).append(index)
+    return groups
+
+
+@contextmanager
+def _shifted(optimizer: Optimizer, birth: int) -> Iterator[None]:
+    """While this is open, `optimizer.iterations` counts from `birth`.
+
+    With gradient accumulation, from the beginning of the window in which the birth lies: its first
+    update is then update 0, as a fresh optimizer's.
+    """
+    steps = optimizer.gradient_accumulation_steps or 1
+    count = optimizer._iterations
+    shifted = count - (birth - birth % steps) if birth >= steps else count
+    with attribute(optimizer, "_iterations", shifted):
+        yield
+
+
+def _clip(
+    optimizer: Optimizer,
+    clip: Callable[..., list[Tensor]],
+    births: dict[Any, int],
+    grads: list[Tensor],
+) -> list[Tensor]:
+    """Makes the first accumulated gradient a mean over the steps that its variable has seen.
+
+    Keras divides by the whole window; a variable unfrozen inside one has summed fewer gradients.
+    Before clipping, which is of the mean.
+    """
+    steps = optimizer.gradient_accumulation_steps or 1
+    variables = optimizer._trainable_variables
+    if steps == 1 or len(grads) != len(variables):  # a weight without a gradient: left as it is
+        return clip(grads)
+    born = [births.get(optimizer._var_key(variable), 0) for variable in variables]
+    pairs = zip(grads, born, strict=True)
+    return clip([_mean_over_seen(optimizer, grad, birth, steps) for grad, birth in pairs])
+
+
+def _mean_over_seen(optimizer: Optimizer, grad: Tensor, birth: int, steps: int) -> Tensor:
+    if not birth % steps:
+        return grad
+    seen = keras.ops.minimum(optimizer._iterations - birth + 1, steps)
+    return grad * (steps / keras.ops.cast(seen, grad.dtype))
+
+
+class _Products:
+    """Nadam's running product of momentum factors, one for all variables in Keras.
+
+    Dozat 2016 (Incorporating Nesterov Momentum into Adam): the factor of step i is
+    beta_1 * (1 - 0.5 * 0.96**i). The product is a function of the age alone, so each group's is
+    looked up; the optimizer's own variable ends up with the eldest group's.
+    """
+
+    # 0.96**i no longer changes a float64 product after this step.
+    LAST = 1000
+    TABLE = np.cumprod(np.concatenate([[1.0], 1 - 0.5 * 0.96 ** np.arange(1.0, LAST + 1)]))
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+        self.eldest: Tensor = None
+
+    def before_update(self) -> None:
+        dtype = self.optimizer._u_product.dtype
+        age = self.optimizer.iterations
+        table = keras.ops.convert_to_tensor(self.TABLE, dtype=dtype)
+        damped = keras.ops.take(table, keras.ops.minimum(age, self.LAST))
+        power = keras.ops.power(
+            keras.ops.cast(self.optimizer.beta_1, dtype), keras.ops.cast(age, dtype)
+        )
+        self.optimizer.assign(self.optimizer._u_product, power * damped)
+
+    def after_update(self) -> None:
+        if self.eldest is None:
+            self.eldest = keras.ops.copy(keras.ops.convert_to_tensor(self.optimizer._u_product))
+
+    def keep_eldest(self) -> None:
+        self.optimizer.assign(self.optimizer._u_product, self.eldest)

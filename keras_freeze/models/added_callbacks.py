@@ -1,0 +1,32 @@
+"""The callbacks that a model's own `fit` adds to those of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.keras_internals import callbacks_of_fit
+
+
+def add_ours(callbacks: Any, ours: Iterable[Participant], model: Any) -> Any:
+    """Returns the callbacks of a `fit` with ours after them; what was given isn't changed.
+
+    Args:
+        callbacks: as `fit` got them: None, one, a list, or a `keras.callbacks.CallbackList`.
+        ours: one of each role; those are left out whose role the user has filled.
+        model: the model that is fitted.
+    """
+    ready = isinstance(callbacks, keras.callbacks.CallbackList)
+    given = callbacks if ready else keras.callbacks.CallbackList(callbacks)
+    known = [
+        each for each in callbacks_of_fit.all_callbacks(given) if isinstance(each, Participant)
+    ]
+    roles = {callback.role for callback in known}
+    joined = [*given.callbacks, *(mine for mine in ours if mine.role not in roles)]
+    if not ready:
+        return joined
+    # Keras takes such a list as it is: its callbacks must know model and parameters already.
+    return keras.callbacks.CallbackList(joined, model=model, **(given.params or {}))

@@ -1,0 +1,230 @@
+"""The stages of a schedule on a model, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.display.stage_lines import shorten
+from keras_freeze.errors import FreezeError, ScheduleError
+from keras_freeze.feature_cache.cutting.cached_model import CachedModel
+from keras_freeze.feature_cache.cutting.choose_cut import Choice, choose, symbols_of
+from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
+from keras_freeze.feature_cache.cutting.frozen_prefix import GraphPrefix
+from keras_freeze.feature_cache.not_cacheable import NOTHING_FROZEN, NotCacheableError
+from keras_freeze.feature_cache.storage.memory_limit import row_bytes
+from keras_freeze.fit_engine.learning_rate_multipliers import multipliers_of
+from keras_freeze.fit_engine.make_plan import make_plan
+from keras_freeze.fit_engine.stage_learning_rates import stage_rates
+from keras_freeze.fit_engine.stage_report import names_of
+from keras_freeze.fit_engine.trainable_plan import Plan
+from keras_freeze.graph.flops import backward_flops, total_flops
+from keras_freeze.graph.layer_tree import count_params
+from keras_freeze.keras_internals import learning_rates
+from keras_freeze.keras_internals.optimizer_memory import slot_bytes
+from keras_freeze.keras_internals.trainable_flags import flags_now, trained
+from keras_freeze.preview.missing_values import reasons
+from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.schedule.stage import Stage
+
+Row = dict[str, Any]
+ROOM = 60  # signs in a cell, for names
+
+
+def stage_rows(
+    schedule: Schedule,
+    model: Any,
+    *,
+    epochs: int | None,
+    steps_per_epoch: int | None,
+    images: int | None,
+    base: Any,
+) -> list[Row]:
+    """Returns a row for each stage; the arguments are those of `Schedule.preview`."""
+    if not isinstance(model, keras.Model) or not model.built:
+        raise FreezeError(
+            "`model` of preview must be a built Keras model: call it on one batch, or give it an "
+            f"Input. Received: model={model!r}"
+        )
+    _check_reached(schedule, epochs)
+    chosen = schedule.base if base is None else base
+    plan = make_plan(model, [], schedule, chosen, schedule.batch_norm or "freeze")
+    optimizer = getattr(model, "optimizer", None)  # none before `compile`
+    now = learning_rates.original_rates(optimizer) if optimizer is not None else None
+    original, rows = now, []
+    shares: learning_rates.Shares = [None] * len(now or ())
+    for number in range(len(schedule) + 1):
+        stage = plan.stage(number)
+        if stage is not None and now is not None and original is not None:
+            resets = _resets(schedule, stage)
+            now, shares = stage_rates(stage, number, now, shares, original, resets=resets)
+        row: Row = {
+            "stage": number,
+            "name": stage.name if stage is not None else "frozen base",
+            "begins": stage.at if stage is not None else 0,
+            **_length(schedule, number, epochs, steps_per_epoch),
+            **_layers(plan, number),
+            **_rates(plan, number, now, shares),
+            **_memory(plan, number, optimizer),
+            **_work(plan, number, model, epochs, images),
+        }
+        triggers = _waits(schedule, number) or _waits(schedule, number + 1)
+        row["why"] = reasons(row, row.pop("aside"), triggers, optimizer is not None)
+        rows.append(row)
+    return rows if schedule.number_at(0) == 0 else rows[1:]
+
+
+def _waits(schedule: Schedule, number: int) -> bool:
+    """True if a stage begins by a trigger."""
+    return 0 < number <= len(schedule) and not isinstance(schedule[number].at, int)
+
+
+def _check_reached(schedule: Schedule, epochs: int | None) -> None:
+    for number, stage in enumerate(schedule, start=1):
+        if epochs is not None and isinstance(stage.at, int) and stage.at >= epochs:
+            raise ScheduleError(
+                f"{stage.title(number)} (at={stage.at}) is never reached in {epochs} epochs, which "
+                f"count from 0. Train for {stage.at + 1} or more, or move the stage."
+            )
+
+
+def _resets(schedule: Schedule, stage: Stage) -> bool:
+    return (stage.optimizer or schedule.optimizer) == "reset"
+
+
+def _length(schedule: Schedule, number: int, epochs: int | None, steps: int | None) -> Row:
+    """Epochs and steps; None where a trigger decides, or the end isn't known."""
+    begins = schedule[number].at if number else 0
+    ends = schedule[number + 1].at if number < len(schedule) else epochs
+    if not isinstance(begins, int) or not isinstance(ends, int):
+        return {"epochs": None, "steps": None}
+    return {"epochs": ends - begins, "steps": (ends - begins) * steps if steps else None}
+
+
+def _flags(plan: Plan, number: int) -> dict[int, bool]:
+    return flags_now(plan.tree) | plan.flags[number]
+
+
+def _trained(plan: Plan, number: int) -> list[Any]:
+    flags = _flags(plan, number)
+    return [variable for leaf in plan.tree.leaves for variable in trained(leaf, flags)]
+
+
+def _layers(plan: Plan, number: int) -> Row:
+    count = count_params(_trained(plan, number))
+    before = number - 1 if number else number
+    changes = {
+        "+ ": plan.unfrozen_layers(number, before),
+        "- ": plan.unfrozen_layers(before, number),
+    }
+    named = [(sign, names_of(plan, set(map(id, leaves)))) for sign, leaves in changes.items()]
+    return {
+        "thawed": [leaf.name for leaf in changes["+ "]],
+        "frozen": [leaf.name for leaf in changes["- "]],
+        "layers": "; ".join(sign + shorten(names, ROOM) for sign, names in named if names) or None,
+        "trainable_params": count,
+        "frozen_params": int(plan.tree.root.count_params()) - count,
+    }
+
+
+def _rates(
+    plan: Plan, number: int, now: list[Any] | None, base_shares: learning_rates.Shares
+) -> Row:
+    """The rates of the optimizer and of the base, and that of the slowest layer that trains."""
+    rate = now[0] if now is not None and len(now) == 1 else now
+    share = base_shares[0] if len(base_shares) == 1 else None
+    schedule = plan.schedule
+    assert schedule is not None
+    multipliers = multipliers_of(
+        plan, number, lambda stage: _resets(schedule, stage), lambda _: share
+    )
+    learning = _trained(plan, number)
+    shares = [multipliers[id(v)].scale if id(v) in multipliers else 1.0 for v in learning]
+    base, lowest = rate, rate
+    if isinstance(rate, float):
+        base = rate if share is None else rate * share
+        lowest = rate * min(shares, default=1.0)
+    stage = plan.stage(number)
+    return {
+        "learning_rate": rate,
+        "base_learning_rate": base,
+        "lowest_rate": lowest,
+        "warmup_steps": stage.warmup_steps if stage is not None else 0,
+    }
+
+
+def _memory(plan: Plan, number: int, optimizer: Any) -> Row:
+    learning = _trained(plan, number)
+    known = slot_bytes(optimizer, learning) if optimizer is not None else None
+    return {"optimizer_bytes": known}
+
+
+def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int | None) -> Row:
+    """The cut of a cache, and what is left to do, as shares of training everything uncached."""
+    now = _flags(plan, number)
+    later = [now | flags for flags in plan.flags_after(number, epochs)]
+    subject = CachedModel(model, plan.tree, plan.base_leaves, plan.base_leaves)
+    choice, aside = _choice(subject, now, later)
+    part = choice.part if choice is not None else None
+    row: Row = dict.fromkeys(("cut", "row_bytes", "cache_bytes", "work", "work_cached"))
+    row["aside"] = aside
+    if choice is not None and part is not None:
+        symbols = symbols_of(part)
+        size = None if symbols is None else row_bytes(symbols)
+        total = size * images if size is not None and images is not None else None
+        row |= {"cut": choice.names, "row_bytes": size, "cache_bytes": total}
+    program = subject.program if subject.is_readable else None
+    forward = total_flops(program, program.steps) if program is not None else 0.0
+    if program is None or not forward:
+        return row
+    backward = backward_flops(program, lambda layer: _trains(plan, layer, now))
+    row["work"] = (forward + backward) / (3 * forward)
+    if isinstance(part, GraphPrefix):
+        row["work_cached"] = (total_flops(program, part.cut.tail) + backward) / (3 * forward)
+    return row
+
+
+def _choice(subject: CachedModel, now: Flags, later: Sequence[Flags]) -> tuple[Choice | None, str]:
+    """What a cache would serve of training, asked as the run asks it; and why nothing, if so."""
+    try:
+        subject.check()
+        choice = choose(subject, now, later)
+    except NotCacheableError as error:
+        return None, error.reason
+    return choice, NOTHING_FROZEN if choice.part is None else ""
+
+
+def _trains(plan: Plan, layer: Any, flags: dict[int, bool]) -> bool:
+    below = plan.tree.below(layer) if layer in plan.tree else []
+    return any(trained(leaf, flags) for leaf in below)
+
+
+def number_of_images(data: Any) -> int | None:
+    """Returns how many images there are.
+
+    Args:
+        data: a number, arrays as `fit` takes them (`x`, `(x, y)`), or None.
+
+    Raises:
+        FreezeError: it is something else, whose rows can't be counted without reading it.
+    """
+    if data is None:
+        return None
+    if isinstance(data, (int, np.integer)) and not isinstance(data, bool) and data > 0:
+        return int(data)
+    first = keras.tree.flatten(data)[:1] if isinstance(data, (list, tuple, dict)) else [data]
+    shape = getattr(first[0], "shape", None) if first else None
+    if shape is not None and len(shape):
+        return int(shape[0])
+    raise FreezeError(
+        "`data` of preview must be the number of images, or arrays as fit takes them. "
+        f"Received: data={type(data).__name__}"
+    )
+
+
+def memory_of(row: Row) -> tuple[int, int]:
+    """By what the stage with the most memory comes first: slots, then what is trained."""
+    return (row["optimizer_bytes"] or 0, row["trainable_params"])

@@ -1,0 +1,1 @@
+"""Schedules as YAML, JSON and TOML files."""
