@@ -1,14 +1,14 @@
 """The transfer learning codealong with VGG19, in one `fit`.
 
 A classic lesson: a folder of photos of two classes, VGG19 as a feature extractor, augmentation,
-then fine-tuning from `block5_conv1` on; usually three or more `compile` and `fit` calls. Here it is
-one.
+then fine-tuning from `block5_conv1` on. Usually this takes three or more `compile` and `fit` calls.
+Here it takes one.
 
     python examples/vgg19_codealong.py [FOLDER]
 
-FOLDER has `train`, `validation` and `test`, each with a subfolder for each class. Without it, or
-where ImageNet's weights can't be downloaded, it falls back, and says so, to scikit-learn's digits
-and a small base that is pretrained on the spot.
+FOLDER has `train`, `validation` and `test`, each with a subfolder for each class. Without FOLDER,
+or if the ImageNet weights can't be downloaded, the script says so, uses scikit-learn's digits and
+pretrains a small base.
 """
 
 # --8<-- [start:imports]
@@ -28,7 +28,7 @@ SIZE = 64
 
 
 def load_folder(folder):
-    """The images of the three subfolders, as arrays, and their labels, 0 or 1."""
+    """Returns the images of the three subfolders as arrays, with labels 0 or 1."""
     sets = []
     for part in ("train", "validation", "test"):
         images, labels = [], []
@@ -42,7 +42,7 @@ def load_folder(folder):
 
 
 def load_vgg19(folder):
-    """Data, VGG19 with ImageNet's weights, and where its last block begins."""
+    """Returns the data, VGG19 with ImageNet weights, and a selector of its last block."""
     sets = [(keras.applications.vgg19.preprocess_input(x), y) for x, y in load_folder(folder)]
     base = keras.applications.VGG19(
         include_top=False, weights="imagenet", input_shape=(SIZE, SIZE, 3), name="base"
@@ -51,7 +51,7 @@ def load_vgg19(folder):
 
 
 def load_small():
-    """The same with handwritten digits: is it an even number? And a small base."""
+    """Returns the same for handwritten digits (even or odd), with a small base."""
     from keras_freeze.demo import digits_transfer
 
     base, _, (images, labels) = digits_transfer()
@@ -68,7 +68,7 @@ EPOCHS, FINE_TUNE_AT = 12, 7
 
 
 def build(base):
-    """A classifier of two classes on a base."""
+    """Returns a classifier of two classes on a base."""
     keras.utils.set_random_seed(0)
     head = [
         keras.layers.Flatten(),
@@ -85,7 +85,7 @@ def build(base):
 
 # --8<-- [start:fit]
 def train(model, sets, fine_tune_from, *cache):
-    """Feature extraction, then fine-tuning: one `fit`. Returns its History, and its seconds."""
+    """Runs feature extraction and fine-tuning in one `fit`. Returns the History and the seconds."""
     (images, labels), validation, _ = sets
     start = time.perf_counter()
     history = model.fit(
@@ -109,7 +109,7 @@ def train(model, sets, fine_tune_from, *cache):
 
 # --8<-- [start:augmented]
 def augmented(sets, times=3):
-    """Each training image a few times, shifted and turned: as data, so the cache serves it."""
+    """Adds shifted and rotated variants of each training image, as data that can be cached."""
     (images, labels), *others = sets
     keras.utils.set_random_seed(0)
     vary = keras.Sequential(
@@ -123,7 +123,7 @@ def augmented(sets, times=3):
 
 
 def check_frozen(model):
-    """The lesson's freeze check: which layers train, and how many weights."""
+    """Prints which layers train, and how many weights (the lesson's freeze check)."""
     # --8<-- [start:check]
     for layer in model.get_layer("base").layers:
         if layer.weights:

@@ -1,4 +1,4 @@
-"""A weight is unfrozen after 1000 steps: how long is its longest step, in learning rates?"""
+"""A weight is unfrozen after 1000 steps: how large is its largest update, in learning rates?"""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ class Shift(keras.layers.Layer):
 
 
 class Look(keras.callbacks.Callback):
-    """Notes the weight of the base after each step."""
+    """Records the weight of the base after each step."""
 
     def __init__(self, layer):
         super().__init__()

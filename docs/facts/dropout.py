@@ -1,4 +1,4 @@
-"""Dropout inside a frozen base: with a learning rate of 0 each epoch should have the same loss."""
+"""Dropout inside a frozen base: at a learning rate of 0, all epochs should have the same loss."""
 
 import keras
 import numpy as np

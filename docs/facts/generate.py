@@ -1,8 +1,8 @@
-"""Runs the scripts beside it and keeps what they print, for the page "What Keras does".
+"""Runs the scripts in this folder and saves their output, for the page "What Keras does".
 
     KERAS_BACKEND=jax python docs/facts/generate.py
 
-Once with each backend. A test compares what the scripts print now with what is kept.
+Run it once with each backend. A test compares the scripts' output with the saved output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "generate
 
 
 def printed(name: str) -> str:
-    """What a script prints."""
+    """The output of a script."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         runpy.run_path(str(HERE / f"{name}.py"))
@@ -30,7 +30,7 @@ def printed(name: str) -> str:
 
 
 def kept() -> Path:
-    """The file of this backend."""
+    """The file with the saved output of this backend."""
     return HERE.parent / "data" / f"facts_{keras.backend.backend()}.json"
 
 

@@ -1,4 +1,4 @@
-"""The base is called with `training=False`, as Keras' guide to fine-tuning has it, and unfrozen."""
+"""The base is called with `training=False`, as in Keras' guide to fine-tuning, and unfrozen."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A callback sets `trainable` and calls `compile`, as the documentation of `trainable` asks."""
+"""A callback sets `trainable` and calls `compile`, as Keras' docs of `trainable` say."""
 
 import keras
 import numpy as np

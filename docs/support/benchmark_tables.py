@@ -22,7 +22,7 @@ TITLES = {
 
 
 def _results(backend: str) -> dict[str, Any]:
-    """Workload -> seconds of each path and the difference, of all files of a backend."""
+    """{workload: seconds of each pipeline, and the difference}, from all files of a backend."""
     found: dict[str, Any] = {}
     for path in sorted(DATA.glob(f"two_phase_*_{backend}.json")):
         size = " small" if "_small" in path.name else ""
@@ -31,7 +31,7 @@ def _results(backend: str) -> dict[str, Any]:
 
 
 def _ratio(seconds: dict[str, list[float]], above: str) -> float:
-    """Of the medians, or the median of what was measured in turns."""
+    """The ratio of the medians, or the median of the ratios if both were measured in turn."""
     values, ours = seconds.get(above, []), seconds["ours"]
     if len(values) == len(ours):
         return median(a / b for a, b in zip(values, ours, strict=True))
@@ -47,7 +47,7 @@ def _times(value: float) -> str:
 
 
 def two_phase() -> str:
-    """All workloads on all backends."""
+    """A table of all workloads on all backends."""
     rows = []
     for name, title in TITLES.items():
         for backend, label in BACKENDS.items():
@@ -83,7 +83,7 @@ def two_phase() -> str:
 
 
 def gains() -> str:
-    """The one table of the home page."""
+    """The table of the home page."""
     rows = []
     for backend, label in BACKENDS.items():
         seconds = _results(backend)["vgg19_64"]["seconds"]
@@ -104,17 +104,17 @@ def gains() -> str:
 
 
 def machine() -> str:
-    """Where the figures come from."""
+    """The machine and versions of the benchmarks."""
     found = load("two_phase_vgg19_torch.json")["machine"]
     return (
         f"{found['cores']} cores, {found['machine']}, CPU; Keras {found['keras']}, Python "
-        f"{found['python']}. Seconds are medians over the runs, of stock Keras one. *difference* "
-        "is the largest of any epoch's loss or accuracy between stock Keras and ours."
+        f"{found['python']}. Seconds are medians over the runs; stock Keras ran once. *difference* "
+        "is the largest difference of any epoch's loss or accuracy between stock Keras and ours."
     )
 
 
 def costs() -> str:
-    """Memory and time where the cache steps aside."""
+    """Memory of the cache, and time of runs in which it steps aside."""
     rows = []
     for backend, label in BACKENDS.items():
         found, longer = (

@@ -1,9 +1,9 @@
-"""Writes `examples/vgg19_codealong.ipynb` from the script of that name: one text, two forms.
+"""Writes `examples/vgg19_codealong.ipynb` from the script of the same name, and runs it.
 
     pip install nbclient ipykernel
     KERAS_BACKEND=torch python docs/support/notebook.py
 
-It is run, so that it shows what comes out. A test compares its cells with the script.
+The notebook holds the outputs of the run. A test compares its cells with the script.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ CELLS = [  # "script": a section of the script
         """# The VGG19 codealong in one `fit`
 
 Photos of two classes, VGG19 as a feature extractor, then fine-tuning from `block5_conv1` on, then
-augmentation. Usually that takes three or more `compile` and `fit` calls. Here it is one `fit`.
+augmentation. Usually this takes three or more `compile` and `fit` calls. Here it takes one `fit`.
+
+In a clone of [keras_freeze](../README.md), run
 
     pip install ".[tensorflow,plot]" scikit-learn
 
-in a clone of [keras_freeze](../README.md). TensorFlow, JAX or PyTorch: set `KERAS_BACKEND`.""",
+To use JAX or PyTorch, install it and set `KERAS_BACKEND`.""",
     ),
     ("script", "imports"),
     (
         "markdown",
         """## Data
 
-A folder of photos with `train`, `validation` and `test`, each with a subfolder for each class.
-Where there is none, or no network for ImageNet's weights: handwritten digits, and a small base
-that is pretrained on the spot.""",
+Use a folder of photos with `train`, `validation` and `test`, each with a subfolder for each class.
+Without the folder, or without a network to download ImageNet weights, the notebook uses handwritten
+digits and pretrains a small base.""",
     ),
     ("script", "data"),
     (
@@ -64,10 +66,10 @@ history, seconds = train(model, sets, fine_tune_from, cache)""",
         "markdown",
         """### The freeze check
 
-After `fit`: what trained last.""",
+After `fit`, check which layers trained last.""",
     ),
     ("script", "check"),
-    ("markdown", "And while it ran, the History has it for each epoch:"),
+    ("markdown", "The History shows it for each epoch:"),
     (
         "code",
         """print(history.history["stage"])
@@ -91,8 +93,8 @@ print("passes of the base:", cache.stats.base_passes, "with the cache,", EPOCHS,
         "markdown",
         """## Augmentation
 
-Random augmentation inside the model would make new images in each epoch, which no cache can serve.
-Made beforehand, a few variants of each image are data like any other.""",
+Random augmentation inside the model makes new images in each epoch, which can't be cached.
+Instead, make a few variants of each image before `fit`.""",
     ),
     ("script", "augmented"),
     (
@@ -106,7 +108,7 @@ model.evaluate(*sets[2], verbose=0, return_dict=True)""",
 
 
 def section(name: str) -> str:
-    """A section of the script, as the page shows it."""
+    """A section of the script, as shown on the page."""
     start, end = (rf"# --8<-- \[{side}:{name}\]\n" for side in ("start", "end"))
     found = re.search(rf"{start}(.*?)^ *{end}", SCRIPT.read_text(), re.DOTALL | re.MULTILINE)
     assert found is not None, name
@@ -114,7 +116,7 @@ def section(name: str) -> str:
 
 
 def cells() -> list[dict[str, Any]]:
-    """The cells, without outputs."""
+    """The notebook's cells, without outputs."""
     made = []
     for number, (kind, text) in enumerate(CELLS):
         source = section(text) if kind == "script" else text
@@ -136,8 +138,8 @@ def main() -> None:
     run = nbformat.from_dict(book | {"nbformat": 4, "nbformat_minor": 5})
     nbclient.NotebookClient(run).execute()
     for cell in run.cells:
-        cell.metadata = {}  # when it ran
-        if cell.cell_type == "code":  # what a backend has to say when it is imported
+        cell.metadata = {}  # drops timestamps
+        if cell.cell_type == "code":  # drops what a backend logs when it is imported
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
     NOTEBOOK.write_text(json.dumps(run, indent=1) + "\n")
 

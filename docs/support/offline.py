@@ -1,4 +1,4 @@
-"""Lets the Quickstart's code run where there is neither a folder of photos nor a network."""
+"""Lets the Quickstart's code run without a folder of photos and without a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def prepare() -> None:
-    """Makes a folder `photos` of two classes, and puts a small base in MobileNetV2's place."""
+    """Makes a folder `photos` of two classes, and replaces MobileNetV2 with a small base."""
     for label, name in ((0, "zeros"), (1, "ones")):
         folder = Path("photos", name)
         folder.mkdir(parents=True)
@@ -22,7 +22,7 @@ def prepare() -> None:
 
 
 def _drawings(labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits as photos: images of 96x96 in three colours, and their labels."""
+    """Handwritten digits as photos: images of 96x96 with three channels, and their labels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -49,9 +49,9 @@ def _pretrained() -> Any:
 
 
 def note() -> str:
-    """What is said on the page."""
+    """The note on the page."""
     return (
-        "*This page was built without a network. In the run shown here a small network stands in "
-        "place of MobileNetV2; it learned the handwritten digits 2 to 9 when the page "
-        "was built. The images are 120 drawings of 0 and 1.*"
+        "*This page was built offline. The run shown here uses a small base in place of "
+        "MobileNetV2. It learned the handwritten digits 2 to 9 when the page was built. The images "
+        "are 120 drawings of 0 and 1.*"
     )

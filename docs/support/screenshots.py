@@ -3,8 +3,8 @@
     pip install rich jupyterlab playwright pillow      and tmux, Chromium
     KERAS_BACKEND=torch python docs/support/screenshots.py [--chromium /usr/bin/chromium]
 
-The terminal is tmux, which runs the Quickstart's own code; rich draws what stands in it. The
-notebook is JupyterLab in headless Chromium.
+tmux runs the Quickstart's own code, and rich draws the screen. The notebook runs in JupyterLab in
+headless Chromium.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ASSETS = DOCS / "assets"
 WIDTH, HEIGHT = 96, 38  # characters
 PORT = 8899
 BACKENDS_WORDS = """document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]')
-    .forEach(words => words.closest('.jp-OutputArea-child').remove())"""  # taken away: not ours
+    .forEach(words => words.closest('.jp-OutputArea-child').remove())"""  # removes backend logs
 
 NOTEBOOK = [
     """import keras
@@ -62,7 +62,7 @@ def tmux(*arguments: str) -> str:
 
 
 def draw(screen: str, path: Path) -> None:
-    """What stands in the terminal, as an SVG that loads no font from elsewhere."""
+    """Draws the terminal's screen as an SVG without external fonts."""
     from rich.console import Console
     from rich.text import Text
 
@@ -73,7 +73,7 @@ def draw(screen: str, path: Path) -> None:
 
 
 def terminal(folder: str) -> None:
-    """The first pass while it runs, and the whole run."""
+    """Draws the first pass while it runs, and the whole run."""
     Path(folder, "train.py").write_text(quickstart())
     tmux("new-session", "-d", "-x", str(WIDTH), "-y", str(HEIGHT), "-c", folder)
     tmux("set-option", "-g", "history-limit", "5000")
@@ -90,7 +90,7 @@ def terminal(folder: str) -> None:
 
 
 def notebook(folder: str, chromium: str) -> None:
-    """All cells run in JupyterLab."""
+    """Runs all cells in JupyterLab and takes a screenshot."""
     from playwright.sync_api import sync_playwright
 
     cells: list[dict[str, Any]] = [
@@ -123,7 +123,7 @@ def notebook(folder: str, chromium: str) -> None:
 
 
 def crop(png: bytes, path: Path) -> None:
-    """A screenshot without the empty page below, in few colours."""
+    """Saves a screenshot in few colours, without the empty part below."""
     from PIL import Image, ImageChops
 
     image = Image.open(io.BytesIO(png)).convert("RGB")
@@ -143,7 +143,7 @@ def _open(page: Any, address: str) -> None:
 
 
 def main() -> None:
-    """Makes both."""
+    """Makes the pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--only", choices=["terminal", "notebook"])

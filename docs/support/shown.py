@@ -1,4 +1,4 @@
-"""What the pages print beside plain text."""
+"""Figures, results and tables for the pages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 def svg(figure: Any) -> str:
-    """A matplotlib figure as an image within the page, readable in dark mode too."""
+    """A matplotlib figure as an inline image, with a background for dark mode."""
     text = io.StringIO()
     figure.savefig(text, format="svg", facecolor="white", bbox_inches="tight")
     drawing = text.getvalue()

@@ -16,19 +16,19 @@ RUNS = {
 
 
 def _files() -> dict[str, Any]:
-    """What was measured, by backend and device."""
+    """Measured results, by backend and device."""
     names = {run: f"zoo_{run}.json" for run in RUNS}
     return {run: load(name) for run, name in names.items() if (DATA / name).exists()}
 
 
 def summary() -> str:
-    """How many models were as they should be, on each backend."""
+    """How many models passed all checks, on each backend."""
     parts = []
     for run, found in _files().items():
         right = sum(not row["wrong"] for row in found["rows"])
         parts.append(f"{right} of {len(found['rows'])} ({RUNS[run]})")
     keras = next(iter(_files().values()))["keras"]
-    return f"As they should be, with Keras {keras}: {', '.join(parts)}."
+    return f"Passed all checks with Keras {keras}: {', '.join(parts)}."
 
 
 def zoo() -> str:
