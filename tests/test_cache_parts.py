@@ -24,7 +24,7 @@ from keras_freeze.feature_cache.storage.memory_limit import (
 )
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.storage.row_hashes import row_keys
-from keras_freeze.graph.flat_program import read_program
+from keras_freeze.graph.layer_calls import read_program
 from keras_freeze.graph.layer_tree import LayerTree
 from tests import builders
 from tests.builders import L

@@ -23,8 +23,8 @@ from keras_freeze import (
     Stage,
 )
 from keras_freeze.cli import main
-from keras_freeze.graph.flat_program import read_program
 from keras_freeze.graph.flops import backward_flops, forward_flops
+from keras_freeze.graph.layer_calls import read_program
 from keras_freeze.graph.layer_tree import LayerTree, own_variables
 from keras_freeze.keras_internals.optimizer_memory import slot_bytes
 from tests import builders

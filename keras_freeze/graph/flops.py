@@ -8,24 +8,24 @@ from typing import Any
 
 import keras
 
-from keras_freeze.graph.flat_program import Program, Step, Value
+from keras_freeze.graph.layer_calls import LayerCall, Program, Value
 from keras_freeze.graph.layer_tree import Layer, LayerTree, own_variables
 
 # Layers whose kernel meets every position of the output, or of the input where it is transposed.
 TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 
 
-def forward_flops(program: Program, step: Step) -> float:
-    """Returns the floating point operations of a step for one image; a multiply-add counts as two.
+def forward_flops(program: Program, call: LayerCall) -> float:
+    """Returns the floating point operations of a call for one image; a multiply-add counts as two.
 
     Weights of rank 2 and more are met once for each position: exact for dense and convolution
     layers, an estimate for attention and recurrent ones (their products of two inputs aren't
     counted). What has no such weights counts one operation for each number that it gives.
     """
-    if step.enters:
+    if call.enters:
         return 0.0
-    given = sum(_size(program.symbols[number]) for number in step.writes)
-    operation = step.operation
+    given = sum(_size(program.symbols[number]) for number in call.writes)
+    operation = call.operation
     if not isinstance(operation, keras.layers.Layer):
         return float(given)
     kernels = [
@@ -37,7 +37,7 @@ def forward_flops(program: Program, step: Step) -> float:
     ]
     if not kernels:
         return float(given)
-    numbers = step.reads.values() if _is_transposed(operation) else step.writes
+    numbers = call.reads.values() if _is_transposed(operation) else call.writes
     positions = max(_positions(operation, program.symbols[number]) for number in numbers)
     return float(2 * positions * sum(math.prod(kernel.shape) for kernel in kernels))
 
@@ -54,19 +54,19 @@ def backward_flops(program: Program, trains: Callable[[Layer], bool]) -> float:
     """
     reached: set[Value] = set()
     total = 0.0
-    for step in program.steps:
-        behind = not reached.isdisjoint(step.reads.values())
-        own = isinstance(step.operation, keras.layers.Layer) and not step.enters
-        learns = own and trains(step.operation)
+    for call in program.calls:
+        behind = not reached.isdisjoint(call.reads.values())
+        own = isinstance(call.operation, keras.layers.Layer) and not call.enters
+        learns = own and trains(call.operation)
         if behind or learns:
-            reached.update(step.writes)
-        total += forward_flops(program, step) * (behind + learns)
+            reached.update(call.writes)
+        total += forward_flops(program, call) * (behind + learns)
     return total
 
 
-def total_flops(program: Program, steps: Iterable[Step]) -> float:
-    """Returns the operations of the forward passes of steps, for one image."""
-    return sum(forward_flops(program, step) for step in steps)
+def total_flops(program: Program, calls: Iterable[LayerCall]) -> float:
+    """Returns the operations of the forward passes of calls, for one image."""
+    return sum(forward_flops(program, call) for call in calls)
 
 
 def _is_transposed(layer: Layer) -> bool:

@@ -177,7 +177,7 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
         total = size * images if size is not None and images is not None else None
         row |= {"cut": choice.names, "row_bytes": size, "cache_bytes": total}
     program = subject.program if subject.is_readable else None
-    forward = total_flops(program, program.steps) if program is not None else 0.0
+    forward = total_flops(program, program.calls) if program is not None else 0.0
     if program is None or not forward:
         return row
     backward = backward_flops(program, lambda layer: _trains(plan, layer, now))

@@ -8,7 +8,7 @@ from typing import Any
 from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.deterministic_layers import DeterministicLayers
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
-from keras_freeze.graph.flat_program import Program, read_program
+from keras_freeze.graph.layer_calls import Program, read_program
 from keras_freeze.graph.layer_tree import Layer, LayerTree
 
 Model = Any

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras_freeze.feature_cache.cutting.deterministic_layers import DeterministicLayers
 from keras_freeze.feature_cache.cutting.find_cut import Cut, find_cut
-from keras_freeze.graph.flat_program import Program, Value
+from keras_freeze.graph.layer_calls import Program, Value
 
 Flags = Mapping[int, bool]  # {id(leaf): trainable} of all leaves
 
@@ -58,6 +58,6 @@ def _cut(program: Program, fixed: DeterministicLayers) -> Cut:
 def cut_names(program: Program, values: Sequence[Value]) -> list[str]:
     """Returns the names of the layers that give `values`."""
     giver: dict[Value, Any] = {
-        number: step.operation for step in program.steps for number in step.writes
+        number: call.operation for call in program.calls for number in call.writes
     }
     return [giver[number].name for number in values]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_freeze.feature_cache.not_cacheable import TRAINS
-from keras_freeze.graph.flat_program import Program, Step, Value
+from keras_freeze.graph.layer_calls import LayerCall, Program, Value
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Cut:
 
     Attributes:
         values: what is computed once for each image, and kept.
-        tail: the steps that run in each training step.
+        tail: the layer calls that run in each training step.
         given: the places of the inputs that the tail reads itself.
         fixed: all values that are the same in each step.
         obstacle: the layer that alone keeps frozen layers after it from being cached, or None.
@@ -25,7 +25,7 @@ class Cut:
     """
 
     values: tuple[Value, ...]
-    tail: tuple[Step, ...]
+    tail: tuple[LayerCall, ...]
     given: tuple[int, ...]
     fixed: frozenset[Value]
     obstacle: Any = None
@@ -45,26 +45,26 @@ def find_cut(
             of (a Rescaling) is run again rather than kept.
     """
     fixed, worth = set(program.inputs), set[Value]()
-    frontier: list[tuple[Step, str]] = []
-    for step in program.steps:
-        reason = "" if step.enters else why_not(step.operation)
-        ready = fixed.issuperset(step.reads.values())
+    frontier: list[tuple[LayerCall, str]] = []
+    for call in program.calls:
+        reason = "" if call.enters else why_not(call.operation)
+        ready = fixed.issuperset(call.reads.values())
         if ready and not reason:
-            fixed.update(step.writes)
-            if is_frozen(step.operation) or not worth.isdisjoint(step.reads.values()):
-                worth.update(step.writes)
+            fixed.update(call.writes)
+            if is_frozen(call.operation) or not worth.isdisjoint(call.reads.values()):
+                worth.update(call.writes)
         elif ready:
-            frontier.append((step, reason))
-    values, tail, needed = set[Value](), list[Step](), set(program.outputs)
-    for step in reversed(program.steps):
-        if needed.isdisjoint(step.writes):
+            frontier.append((call, reason))
+    values, tail, needed = set[Value](), list[LayerCall](), set(program.outputs)
+    for call in reversed(program.calls):
+        if needed.isdisjoint(call.writes):
             continue
-        kept = needed.intersection(step.writes) & fixed & worth
+        kept = needed.intersection(call.writes) & fixed & worth
         if kept:
             values |= kept
         else:
-            tail.append(step)
-            needed.update(step.reads.values())
+            tail.append(call)
+            needed.update(call.reads.values())
     given = tuple(place for place, number in enumerate(program.inputs) if number in needed)
     barrier, reason = _obstacle(program, frontier, is_frozen)
     return Cut(
@@ -79,30 +79,30 @@ def find_cut(
 
 
 def _obstacle(
-    program: Program, frontier: list[tuple[Step, str]], is_frozen: Callable[[Any], bool]
-) -> tuple[Step | None, str]:
+    program: Program, frontier: list[tuple[LayerCall, str]], is_frozen: Callable[[Any], bool]
+) -> tuple[LayerCall | None, str]:
     """The call of a layer that doesn't train, but changes, and has frozen layers after it."""
-    for step, reason in frontier:
-        behind = _behind(program, step) if reason != TRAINS else ()
+    for call, reason in frontier:
+        behind = _behind(program, call) if reason != TRAINS else ()
         if any(is_frozen(other.operation) for other in behind):
-            return step, reason
+            return call, reason
     return None, ""
 
 
-def _behind(program: Program, first: Step) -> Iterable[Step]:
+def _behind(program: Program, first: LayerCall) -> Iterable[LayerCall]:
     reached = set(first.writes)
-    for step in program.steps:
-        if not reached.isdisjoint(step.reads.values()):
-            reached.update(step.writes)
-            yield step
+    for call in program.calls:
+        if not reached.isdisjoint(call.reads.values()):
+            reached.update(call.writes)
+            yield call
 
 
-def prefix_of(program: Program, values: Iterable[Value]) -> tuple[tuple[Step, ...], list[int]]:
-    """Returns the steps that lead to `values`, and the places of the inputs that they read."""
-    needed, steps = set(values), []
-    for step in reversed(program.steps):
-        if not needed.isdisjoint(step.writes):
-            steps.append(step)
-            needed.update(step.reads.values())
+def prefix_of(program: Program, values: Iterable[Value]) -> tuple[tuple[LayerCall, ...], list[int]]:
+    """Returns the layer calls that lead to `values`, and the places of the inputs they read."""
+    needed, calls = set(values), []
+    for call in reversed(program.calls):
+        if not needed.isdisjoint(call.writes):
+            calls.append(call)
+            needed.update(call.reads.values())
     places = [place for place, number in enumerate(program.inputs) if number in needed]
-    return tuple(reversed(steps)), places
+    return tuple(reversed(calls)), places

@@ -9,7 +9,7 @@ import keras
 
 from keras_freeze.feature_cache.cutting.find_cut import Cut, prefix_of
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
-from keras_freeze.graph.flat_program import Program, Value, mask_of, run, set_mask
+from keras_freeze.graph.layer_calls import Program, Value, mask_of, run, set_mask
 from keras_freeze.graph.layer_tree import LayerTree
 
 Tensor = Any
@@ -32,7 +32,7 @@ class GraphPrefix:
         self.program = program
         self.cut = cut
         self.values = values
-        self.steps, places = prefix_of(program, values)
+        self.calls, places = prefix_of(program, values)
         self.places: list[int] | None = places
 
     def follow(self, part: Any) -> None:
@@ -48,7 +48,7 @@ class GraphPrefix:
     @property
     def operations(self) -> list[Any]:
         """All that the prefix calls, each once."""
-        called = {id(step.operation): step.operation for step in self.steps if not step.enters}
+        called = {id(call.operation): call.operation for call in self.calls if not call.enters}
         return list(called.values())
 
     @property
@@ -58,7 +58,7 @@ class GraphPrefix:
 
     def prefix(self, inputs: Any, training: Any = None, mask: Any = None, **_: Any) -> Features:
         values = self._enter(inputs, mask)
-        run(self.steps, values, training)
+        run(self.calls, values, training)
         features = {str(number): values[number] for number in self.values}
         masks = {f"{number}.mask": mask_of(values[number]) for number in self.values}
         return features | {column: mask for column, mask in masks.items() if mask is not None}

@@ -73,7 +73,7 @@ class Served:
             return []
         if has_own_functions(self.subject.model):
             return []
-        called = [step.operation for step in self.part.cut.tail if not step.enters]
+        called = [call.operation for call in self.part.cut.tail if not call.enters]
         tree = self.subject.tree
         busy = {id(leaf) for layer in called if layer in tree for leaf in tree.below(layer)}
         return hidden_layers(tree, busy)

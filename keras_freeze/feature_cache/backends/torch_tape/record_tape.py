@@ -26,7 +26,7 @@ from keras_freeze.feature_cache.backends.torch_tape.tape import (
     Tape,
     Tensor,
 )
-from keras_freeze.graph.flat_program import version_of
+from keras_freeze.graph.layer_calls import version_of
 
 
 def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Any, Tape | None]:

@@ -1,4 +1,4 @@
-"""A functional model as one flat list of steps: nested models are read in place.
+"""A functional model as one flat list of layer calls: nested models are read in place.
 
 Private names of functional models used here were tried on Keras 3.12.0 and 3.15.1:
 `_functional` (of Sequential), `_nodes_by_depth`, `_inputs_struct`, `_standardize_inputs`,
@@ -26,7 +26,7 @@ set_mask: Callable[[Tensor, Any], None] = _keras_backend.set_keras_mask
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class LayerCall:
     """One call of a layer or operation, or the entry into a nested model.
 
     Attributes:
@@ -46,18 +46,18 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The steps of a model in the order in which Keras runs them.
+    """The calls of a model in the order in which Keras runs them.
 
     Attributes:
         model: what was read.
-        steps: in order.
+        calls: in order.
         inputs: the model's inputs, flat.
         outputs: its outputs, flat.
         symbols: the symbolic tensor of each value: shape and dtype.
     """
 
     model: Layer
-    steps: tuple[Step, ...]
+    calls: tuple[LayerCall, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     symbols: tuple[Tensor, ...]
@@ -83,25 +83,25 @@ class Program:
         return list(range(len(leaves))) if len(leaves) == len(self.inputs) else None
 
 
-def run(steps: Iterable[Step], values: dict[Value, Tensor], training: Any) -> None:
-    """Runs steps; adds what they give to `values`.
+def run(calls: Iterable[LayerCall], values: dict[Value, Tensor], training: Any) -> None:
+    """Runs calls; adds what they give to `values`.
 
     Args:
-        steps: in order.
-        values: all that the steps read and don't give themselves.
+        calls: in order.
+        values: all that the calls read and don't give themselves.
         training: as the model's `call` got it. As in a functional model, it overrules a layer's
             recorded argument.
     """
-    for step in steps:
-        given = {symbol: values[number] for symbol, number in step.reads.items()}
-        args, kwargs = step.arguments.fill_in(given)
-        if step.enters:
-            outputs = _graph(step.operation)._standardize_inputs(args[0])
+    for call in calls:
+        given = {symbol: values[number] for symbol, number in call.reads.items()}
+        args, kwargs = call.arguments.fill_in(given)
+        if call.enters:
+            outputs = _graph(call.operation)._standardize_inputs(args[0])
         else:
-            if training is not None and "training" in _context_arguments(step.operation):
+            if training is not None and "training" in _context_arguments(call.operation):
                 kwargs = {**kwargs, "training": training}
-            outputs = step.operation(*args, **kwargs)
-        values.update(zip(step.writes, keras.tree.flatten(outputs), strict=False))
+            outputs = call.operation(*args, **kwargs)
+        values.update(zip(call.writes, keras.tree.flatten(outputs), strict=False))
 
 
 def version_of(tensor: Tensor) -> Any:
@@ -133,12 +133,12 @@ def read_program(model: Layer) -> Program | None:
     reader = _Reader()
     inputs = [reader.new(symbol) for symbol in _graph(model).inputs]
     outputs = reader.read(model, inputs)
-    return Program(model, tuple(reader.steps), tuple(inputs), tuple(outputs), tuple(reader.symbols))
+    return Program(model, tuple(reader.calls), tuple(inputs), tuple(outputs), tuple(reader.symbols))
 
 
 @dataclass
 class _Reader:
-    steps: list[Step] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
     symbols: list[Tensor] = field(default_factory=list)
 
     def new(self, symbol: Tensor) -> Value:
@@ -160,7 +160,9 @@ class _Reader:
         operation, nested = node.operation, _is_plain(node.operation) and _has_plain_arguments(node)
         symbols = _graph(operation).inputs if nested else node.outputs
         written = [self.new(symbol) for symbol in symbols]
-        self.steps.append(Step(operation, node.arguments, reads, tuple(written), enters=nested))
+        self.calls.append(
+            LayerCall(operation, node.arguments, reads, tuple(written), enters=nested)
+        )
         return self.read(operation, written) if nested else written
 
 
