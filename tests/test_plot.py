@@ -232,7 +232,7 @@ def test_a_schedule_that_cannot_be_meant():
 
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in ("matplotlib.figure", "keras_freeze.display.notebook_figure"):
+    for name in ("matplotlib.figure", "keras_freeze.display.figure_with_png_repr"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ImportError, match=r'pip install "keras_freeze\[plot\]"') as caught:
         plot_history({"loss": [1.0]})

@@ -26,7 +26,7 @@ from keras_freeze.cli import main
 from keras_freeze.graph.flops import backward_flops, forward_flops
 from keras_freeze.graph.layer_calls import read_program
 from keras_freeze.graph.layer_tree import LayerTree, own_variables
-from keras_freeze.keras_internals.optimizer_memory import slot_bytes
+from keras_freeze.keras_internals.estimate_optimizer_bytes import slot_bytes
 from tests import builders
 from tests.builders import BACKEND, L
 

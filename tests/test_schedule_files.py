@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_freeze import FreezeBase, GradualUnfreeze, Plateau, Schedule, ScheduleError, Stage
-from keras_freeze.schedule.files import formats, schema, yaml_format
+from keras_freeze.schedule.files import json_and_toml_formats, schema, yaml_format
 from keras_freeze.schedule.files.position import Source
 from keras_freeze.schedule.files.validation import schedule_arguments
 from tests import builders as B
@@ -814,7 +814,7 @@ def test_each_key_is_described_in_the_schema():
 def test_any_text_is_a_schedule_or_refused(suffix: str, text: str):
     source = Source(f"plan{suffix}")
     with contextlib.suppress(ScheduleError):
-        formats.LOAD[suffix](source, text)
+        json_and_toml_formats.LOAD[suffix](source, text)
 
 
 VALUES = st.recursive(

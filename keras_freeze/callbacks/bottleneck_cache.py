@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_freeze.errors import CacheError, names_unknown
 from keras_freeze.feature_cache.cache_stats import CacheStats
-from keras_freeze.feature_cache.storage.memory_limit import check_dtype, check_max_bytes
+from keras_freeze.feature_cache.storage.memory_limit_and_dtype import check_dtype, check_max_bytes
 from keras_freeze.fit_engine.first_and_last_callbacks import Participant
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from keras_freeze.errors import check_choice, names_unknown
 from keras_freeze.fit_engine.first_and_last_callbacks import Participant
 from keras_freeze.keras_internals.trainable_flags import BATCH_NORM
-from keras_freeze.schedule.misspelt_arguments import OF_STAGES
 from keras_freeze.schedule.schedule import Schedule
+from keras_freeze.schedule.unknown_arguments import OF_STAGES
 
 OPTIMIZER = ("carry", "reset")
 

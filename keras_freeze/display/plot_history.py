@@ -82,7 +82,7 @@ def _names(schedule: Any) -> dict[int, str]:
 
 def _figure_class() -> Any:
     try:
-        from keras_freeze.display.notebook_figure import Picture
+        from keras_freeze.display.figure_with_png_repr import Picture
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
             raise  # installed, but something it needs is missing: let that be said instead

@@ -10,21 +10,21 @@ import keras
 
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks
-from keras_freeze.feature_cache.cutting.cached_model import CachedModel
-from keras_freeze.feature_cache.cutting.choose_cut import (
+from keras_freeze.feature_cache.cutting.choose_cached_part import (
     Choice,
     choose,
     choose_for_validation,
     symbols_of,
 )
 from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
-from keras_freeze.feature_cache.cutting.frozen_prefix import GraphPrefix, LayerPrefix
+from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
+from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
 from keras_freeze.feature_cache.serving.add_features import FeatureAdder
-from keras_freeze.feature_cache.serving.array_feeds import Feeds
 from keras_freeze.feature_cache.serving.batch_features import BatchFeatures
 from keras_freeze.feature_cache.serving.stage_server import Served
-from keras_freeze.feature_cache.storage.memory_limit import free_memory, row_bytes
+from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
+from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory, row_bytes
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.keras_internals.row_number_feed import restored
 from keras_freeze.keras_internals.temporary_attributes import attributes

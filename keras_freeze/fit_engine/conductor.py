@@ -10,10 +10,10 @@ from keras_freeze.fit_engine.announcements import Announcements
 from keras_freeze.fit_engine.cache_lifecycle import Caching
 from keras_freeze.fit_engine.early_stop_warning import warn_of_stop
 from keras_freeze.fit_engine.make_plan import plan_of_callbacks
-from keras_freeze.fit_engine.per_stage_stops import Stops
 from keras_freeze.fit_engine.plan_checks import warn_of_untrained_head
-from keras_freeze.fit_engine.plateau_triggers import Triggers, make_triggers
+from keras_freeze.fit_engine.plateau_stage_starts import Triggers, make_triggers
 from keras_freeze.fit_engine.preconditions import at_most_one, check_built, check_optimizer
+from keras_freeze.fit_engine.run_per_stage_callbacks import Stops
 from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
 from keras_freeze.fit_engine.trainable_changes import TrainableChanges

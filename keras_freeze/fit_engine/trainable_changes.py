@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from keras_freeze.errors import warn
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.fit_engine.cache_lifecycle import Caching
+from keras_freeze.fit_engine.describe_stage import trainable_layers
 from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
-from keras_freeze.fit_engine.stage_report import trainable_layers
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.keras_internals import learning_rates, step_functions
-from keras_freeze.keras_internals.step_function_wrappers import GuardedStep
+from keras_freeze.keras_internals.guarded_step_functions import GuardedStep
 from keras_freeze.keras_internals.trainable_flags import (
     apply_flags,
     differ,

@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_freeze.graph.block_ties import (
+from keras_freeze.graph.layer_tree import Layer, LayerTree, children, own_variables
+from keras_freeze.graph.tensors_within_blocks import (
     NOTHING,
     Ties,
     has_graph,
@@ -15,8 +16,7 @@ from keras_freeze.graph.block_ties import (
     inputs_without_gradient,
     read_ties,
 )
-from keras_freeze.graph.layer_tree import Layer, LayerTree, children, own_variables
-from keras_freeze.graph.stacked_transformers import RANK_OF_SEQUENCES, traced
+from keras_freeze.graph.trace_transformer_stack import RANK_OF_SEQUENCES, traced
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from keras_freeze.fit_engine.first_and_last_callbacks import Participant
 from keras_freeze.graph.layer_tree import Layer, LayerTree
 from keras_freeze.graph.selector_scope import Scope
 from keras_freeze.graph.selectors import select
-from keras_freeze.models import base_and_head, clone_model, serialized_settings
+from keras_freeze.models import base_and_head, serialized_settings, support_clone_model
 from keras_freeze.models.added_callbacks import add_ours
-from keras_freeze.models.clone_model import CompileConfig, Setup
+from keras_freeze.models.support_clone_model import CompileConfig, Setup
 from keras_freeze.schedule.schedule import Schedule
 
 ARGUMENTS = ("augment", "schedule", "cache", "name")
@@ -88,7 +88,7 @@ class TransferModel(keras.Model):
         **unknown: Any,
     ):
         _refuse(surplus, unknown)
-        if clone_model.is_graph(base):  # as `clone_model` calls it
+        if support_clone_model.is_graph(base):  # as `clone_model` calls it
             super().__init__(base, head, name=name)
             self._set_up(Setup())
             return
@@ -232,7 +232,7 @@ class TransferModel(keras.Model):
     def compile_from_config(self, config: Any) -> None:
         super().compile_from_config(config)
         if self.base is None and isinstance(config, CompileConfig):
-            self._set_up(clone_model.setup_of_clone(self, config.setup))
+            self._set_up(support_clone_model.setup_of_clone(self, config.setup))
 
 
 def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
@@ -246,4 +246,4 @@ def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
         )
 
 
-clone_model.keep_class(TransferModel)
+support_clone_model.keep_class(TransferModel)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from keras_freeze.display.stage_lines import readable, shorten
+from keras_freeze.display.printed_lines import readable, shorten
 from keras_freeze.errors import check_choice
-from keras_freeze.preview.missing_values import footnotes
+from keras_freeze.preview.preview_footnotes import footnotes
 from keras_freeze.preview.stage_rows import ROOM, Row, memory_of, number_of_images, stage_rows
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.schedule import Schedule

@@ -8,25 +8,25 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.display.stage_lines import shorten
+from keras_freeze.display.printed_lines import shorten
 from keras_freeze.errors import FreezeError, ScheduleError
-from keras_freeze.feature_cache.cutting.cached_model import CachedModel
-from keras_freeze.feature_cache.cutting.choose_cut import Choice, choose, symbols_of
+from keras_freeze.feature_cache.cutting.choose_cached_part import Choice, choose, symbols_of
 from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
-from keras_freeze.feature_cache.cutting.frozen_prefix import GraphPrefix
+from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
+from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix
 from keras_freeze.feature_cache.not_cacheable import NOTHING_FROZEN, NotCacheableError
-from keras_freeze.feature_cache.storage.memory_limit import row_bytes
+from keras_freeze.feature_cache.storage.memory_limit_and_dtype import row_bytes
+from keras_freeze.fit_engine.describe_stage import names_of
 from keras_freeze.fit_engine.learning_rate_multipliers import multipliers_of
 from keras_freeze.fit_engine.make_plan import make_plan
 from keras_freeze.fit_engine.stage_learning_rates import stage_rates
-from keras_freeze.fit_engine.stage_report import names_of
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.graph.flops import backward_flops, total_flops
 from keras_freeze.graph.layer_tree import count_params
 from keras_freeze.keras_internals import learning_rates
-from keras_freeze.keras_internals.optimizer_memory import slot_bytes
+from keras_freeze.keras_internals.estimate_optimizer_bytes import slot_bytes
 from keras_freeze.keras_internals.trainable_flags import flags_now, trained
-from keras_freeze.preview.missing_values import reasons
+from keras_freeze.preview.preview_footnotes import reasons
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 

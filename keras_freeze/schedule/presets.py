@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Self
 
 from keras_freeze.schedule import preset_stages
-from keras_freeze.schedule.misspelt_arguments import known_only
 from keras_freeze.schedule.plateau import Plateau
+from keras_freeze.schedule.unknown_arguments import known_only
 
 
 class Presets:

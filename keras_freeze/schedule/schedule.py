@@ -11,11 +11,11 @@ import keras
 
 from keras_freeze.errors import ScheduleError
 from keras_freeze.schedule.given_stages import check_settings, in_order, is_path, stages_of
-from keras_freeze.schedule.misspelt_arguments import known_only
 from keras_freeze.schedule.plateau import Plateau
 from keras_freeze.schedule.presets import Presets
-from keras_freeze.schedule.serialization import check_written, comparable
+from keras_freeze.schedule.serialize_stage_values import check_written, comparable
 from keras_freeze.schedule.stage import Stage
+from keras_freeze.schedule.unknown_arguments import known_only
 
 
 @keras.saving.register_keras_serializable(package="keras_freeze")

@@ -18,7 +18,7 @@ from keras_freeze.errors import (
 from keras_freeze.graph.selectors import check_selector
 from keras_freeze.schedule.plateau import KEYS as PLATEAU_KEYS
 from keras_freeze.schedule.plateau import Plateau
-from keras_freeze.schedule.serialization import check_written, comparable, texts
+from keras_freeze.schedule.serialize_stage_values import check_written, comparable, texts
 from keras_freeze.schedule.stage_arguments import (
     check_at,
     check_base_rate,

@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
-from keras_freeze.feature_cache.serving.array_feeds import Feeds
 from keras_freeze.feature_cache.serving.batch_features import BatchFeatures
 from keras_freeze.feature_cache.serving.batch_rows import HashedRows, NumberedRows, Rows
 from keras_freeze.feature_cache.serving.stage_server import Served
+from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.keras_internals.row_number_feed import Numbers
 
 Batch = Any

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.feature_cache.cutting.frozen_prefix import Features, GraphPrefix, LayerPrefix
+from keras_freeze.feature_cache.cutting.prefix_and_tail import Features, GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, not_told
 from keras_freeze.graph.layer_calls import as_called, is_keras_code, version_of
 from keras_freeze.graph.layer_tree import has_added_losses

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from keras_freeze.errors import FreezeError, ScheduleError, closest, shown
-from keras_freeze.schedule.files.formats import DUMP, LOAD
+from keras_freeze.schedule.files.json_and_toml_formats import DUMP, LOAD
 from keras_freeze.schedule.files.position import Source
 from keras_freeze.schedule.files.validation import named_in, schedule_arguments
 from keras_freeze.schedule.plateau import Plateau
-from keras_freeze.schedule.serialization import check_written, rate_to_config
+from keras_freeze.schedule.serialize_stage_values import check_written, rate_to_config
 from keras_freeze.schedule.stage import Stage
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, TypeAdapter
 
 from keras_freeze.schedule.plateau import MOST_EPOCHS
-from keras_freeze.schedule.serialization import RATES
+from keras_freeze.schedule.serialize_stage_values import RATES
 
 SELECTOR = 'a selector in quotes, such as "block5_*" or "block5_conv1:", or a list of these'
 MODE = "'carry' or 'reset'"

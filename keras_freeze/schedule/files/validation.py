@@ -23,7 +23,7 @@ from keras_freeze.schedule.files.schema import (
 )
 from keras_freeze.schedule.given_stages import SETTINGS
 from keras_freeze.schedule.plateau import MODES, Plateau
-from keras_freeze.schedule.serialization import RATES, rate_from_config
+from keras_freeze.schedule.serialize_stage_values import RATES, rate_from_config
 from keras_freeze.schedule.stage import Stage, meant_by
 
 EPOCH = re.compile(r"[0-9]+")
