@@ -20,9 +20,10 @@ from keras_freeze.graph.layer_tree import Layer
 Value = int  # a tensor of the program, by number
 Tensor = Any
 
-_keras_backend = sys.modules[keras.layers.Layer.__module__].backend
-mask_of: Callable[[Tensor], Any] = _keras_backend.get_keras_mask
-set_mask: Callable[[Tensor, Any], None] = _keras_backend.set_keras_mask
+_layer = sys.modules[keras.layers.Layer.__module__]
+_masking = _layer if hasattr(_layer, "get_keras_mask") else _layer.backend  # since 3.16, before it
+mask_of: Callable[[Tensor], Any] = _masking.get_keras_mask
+set_mask: Callable[[Tensor, Any], None] = _masking.set_keras_mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from keras_freeze.keras_internals.variable_values import to_numpy
 
 Array = np.ndarray[Any, Any]
 Batch = Any
+IS_3_16 = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 16)
 
 
 class ArrayFeed:
@@ -44,10 +45,10 @@ class ArrayFeed:
     """
 
     def __init__(self, epoch_iterator: Any, to_tensor: Callable[[Array], Any]):
-        # On JAX, older versions of Keras put batches on the device before the step. It matters
+        # On JAX, some versions of Keras put batches on the device before the step. It matters
         # where a step isn't compiled: NumPy rounds differently.
-        is_put_ahead = hasattr(epoch_iterator, "_prefetch_numpy_iterator")
-        self.to_tensor = keras.ops.convert_to_tensor if is_put_ahead else to_tensor
+        puts_ahead = hasattr(epoch_iterator, "_prefetch_numpy_iterator") or IS_3_16
+        self.to_tensor = keras.ops.convert_to_tensor if puts_ahead else to_tensor
         self.epoch_iterator = epoch_iterator
         self.adapter = epoch_iterator.data_adapter
         self.inputs = self.adapter._inputs
