@@ -2,8 +2,8 @@
 
 The base reads the model's inputs and feeds the rest of the model. The head is made of the last
 layers with weights before each output, and of all layers after a pooling or Flatten that all data
-pass through. The number of weights only decides between candidates: a part that is much smaller
-than another one is no candidate.
+pass through. The number of weights only excludes candidates: a part that is much smaller than
+another one isn't the base.
 """
 
 from __future__ import annotations

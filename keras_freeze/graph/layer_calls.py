@@ -1,6 +1,6 @@
 """Reads a functional model as one flat list of layer calls, and runs such calls.
 
-The calls within a nested model stand in the list too, at the place of the nested model.
+The calls within a nested model are part of the list, in place of the nested model.
 
 Private names of functional models used here were tried on Keras 3.12.0 and 3.15.1:
 `_functional` (of Sequential), `_nodes_by_depth`, `_inputs_struct`, `_standardize_inputs`,

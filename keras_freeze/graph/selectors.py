@@ -30,8 +30,9 @@ INTEGER = re.compile(r"\s*([+-]?\d+)\s*")
 def select_layers(model_or_base: Layer, selector: Any) -> list[Layer]:
     """Returns the layers that `selector` matches, in execution order.
 
-    A layer that holds layers stands for the layers in it. Names and paths match at any depth.
-    Indices and percentages count within `model_or_base`, so pass the base itself for those.
+    If a layer that holds layers matches, the layers in it are returned. Names and paths match at
+    any depth. Indices and percentages count within `model_or_base`, so pass the base itself for
+    those.
 
     Args:
         model_or_base: a `keras.Model` or layer whose sublayers exist.
@@ -122,7 +123,7 @@ def check_selector(selector: Any, where: str) -> None:
         _check_text(selector.removeprefix("!"), where)
     elif isinstance(selector, type):
         raise LayerMatchError(
-            f"{where}: a class is no selector. Write a function: "
+            f"{where}: a class can't be a selector. Pass a function: "
             f"lambda layer: isinstance(layer, {selector.__name__}). Received: {selector!r}"
         )
     elif not (isinstance(selector, keras.layers.Layer) or callable(selector)):

@@ -16,7 +16,7 @@ RANK_OF_SEQUENCES = 3  # batch, length, features; a layer for images always coun
 
 @contextmanager
 def traced(layer: Layer, node: Any, read: set[int]) -> Iterator[Any]:
-    """Yields the graph within a layer, or None if the layer is no stack.
+    """Yields the graph within a layer, or None if the layer isn't a stack.
 
     The sublayers record the calls of the graph; these records are removed at the end.
 
