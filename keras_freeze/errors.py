@@ -1,12 +1,13 @@
-"""What keras_freeze raises, and how it warns.
+"""The errors and warnings of keras_freeze, and the functions that write their messages.
 
-    FreezeError(ValueError)     anything that is wrong with an argument or the model
-    |-- ScheduleError           a schedule or one of its stages
-    |-- LayerMatchError         a selector or a base that names no layer of the model
-    `-- CacheError              an argument of the cache
-    CacheWarning(UserWarning)   the cache steps aside, or finds something that should be known
+    FreezeError(ValueError)     an invalid argument or model
+    |-- ScheduleError           an invalid schedule or stage
+    |-- LayerMatchError         a selector or a base that matches no layer of the model
+    `-- CacheError              an invalid argument of the cache
+    CacheWarning(UserWarning)   the cache can't be used, or found a problem
 
-The errors are raised before the first training step. After a warning the run goes on, and is right.
+Errors are raised before the first training step. After a warning the run continues, and its
+results are correct.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from typing import ParamSpec, TypeVar
 
 import keras
 
-# Packages that call `fit`, or are called by it, on the user's behalf.
+# Packages that call `fit` for the user, or that `fit` calls.
 NOT_THE_USERS = ("keras", "keras_freeze", "keras_hub", "keras_tuner", "sklearn", "joblib")
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class FreezeError(ValueError):
-    """A wrong argument, or a model that can't do what was asked.
+    """An invalid argument, or a model that can't be used in this way.
 
     Examples:
         >>> raise FreezeError("`batch_norm` must be 'freeze' or 'train'.")
@@ -41,7 +42,7 @@ class FreezeError(ValueError):
 
 
 class ScheduleError(FreezeError):
-    """A schedule, or one of its stages, that can't be meant.
+    """An invalid schedule, or an invalid stage of one.
 
     Examples:
         >>> Schedule({-1: "block5_*"})
@@ -66,7 +67,7 @@ Closest names: 'head'. Received: 'haed'
 
 
 class CacheError(FreezeError):
-    """An argument of `BottleneckCache` that can't be meant.
+    """An invalid argument of `BottleneckCache`.
 
     Examples:
         >>> BottleneckCache(dtype="float8")
@@ -78,7 +79,7 @@ class CacheError(FreezeError):
 
 
 class CacheWarning(UserWarning):
-    """The cache can't be used, or not for everything; the run goes on without it.
+    """The cache can't be used, or only in part; the run continues without it.
 
     Examples:
         >>> import warnings
@@ -88,11 +89,11 @@ class CacheWarning(UserWarning):
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the line of the user's code: the one that calls `fit`, or one of our functions.
+    """Warns at the line of the user's code that calls `fit` or a function of keras_freeze.
 
-    So the line that is shown is one that the user can change, and a filter by module or "once for
-    each line" means the user's. (`skip_file_prefixes` does this from Python 3.12 on.) In a thread
-    of Keras, which no line of the user's called, it is the line that calls this function.
+    The warning shows a line that the user can change, and warning filters by module or by line
+    refer to the user's code. (From Python 3.12 on, `skip_file_prefixes` does the same.) In a
+    thread that Keras starts there is no such line; the warning shows the caller of this function.
     """
     caller = _caller()
     frame = _users_frame(caller) or caller
@@ -107,7 +108,10 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _caller() -> FrameType:
-    """The frame that called the caller. A frame that refers to itself would keep data alive."""
+    """Returns the frame of the caller's caller.
+
+    A variable of a frame must not refer to the frame itself: the cycle would keep data alive.
+    """
     frame = inspect.currentframe()
     inner = frame.f_back if frame is not None else None
     assert inner is not None
@@ -116,9 +120,9 @@ def _caller() -> FrameType:
 
 
 def _users_frame(frame: FrameType) -> FrameType | None:
-    """The nearest caller outside Keras and us; while `fit` runs, that of `fit`.
+    """Returns the nearest caller outside `NOT_THE_USERS`; while `fit` runs, the caller of `fit`.
 
-    Between `fit` and our code there may be a `train_step` of the user's, or functions of a backend.
+    Between `fit` and our code there may be a custom `train_step` or functions of the backend.
     """
     here: FrameType | None = _running_fit(frame) or frame
     while here is not None and _package(here) in NOT_THE_USERS:
@@ -127,7 +131,7 @@ def _users_frame(frame: FrameType) -> FrameType | None:
 
 
 def _running_fit(frame: FrameType) -> FrameType | None:
-    """The frame of Keras' `fit` that runs, if one does."""
+    """Returns the frame of the running Keras `fit`; None if there is none."""
     here: FrameType | None = frame
     while here is not None:
         is_fit = here.f_code.co_name == "fit" and _package(here) == "keras"
@@ -142,7 +146,7 @@ def _package(frame: FrameType) -> str:
 
 
 def closest(received: object, choices: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?", or "" where nothing is near."""
+    """Returns " Did you mean 'x'?", or "" if no choice is similar."""
     near = nearest(str(received), choices)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -150,13 +154,13 @@ def closest(received: object, choices: Iterable[str]) -> str:
 def nearest(
     received: str, choices: Iterable[str], *, most: int = 1, least: float = 0.5
 ) -> list[str]:
-    """Returns the choices that may be meant, the closest first.
+    """Returns the choices that are similar to `received`, the most similar first.
 
     Args:
-        received: what was written.
-        choices: what could have been.
-        most: so many at most.
-        least: how alike they must be, from 0 to 1.
+        received: the text that the user wrote.
+        choices: the valid texts.
+        most: the maximum number of choices to return.
+        least: the minimum similarity, from 0 to 1.
 
     Examples:
         >>> nearest("VGG", ["input", "vgg19", "head"])
@@ -170,7 +174,11 @@ def nearest(
 
 
 def _likeness(received: str, choice: str) -> tuple[float, float]:
-    """From 0 to 1: but for case and signs equal, abbreviated, a part of it, or a few slips away."""
+    """Returns the similarity, from 0 to 1, and the plain ratio of `difflib` to break ties.
+
+    Besides `difflib`'s ratio, it counts: equal except for case and punctuation, initials, a prefix,
+    a part of the name.
+    """
     here, there = (re.sub(r"[\W_]", "", text.lower()) for text in (received, choice))
     ratio = difflib.SequenceMatcher(None, choice.lower(), received.lower()).ratio()
     initials = "".join(word[0] for word in re.findall(r"[^\W_]+", choice.lower()))
@@ -191,15 +199,15 @@ def names_unknown(
     *,
     of: str = "",
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes an unknown keyword of a function an error that names the closest known one.
+    """Decorates a function: an unknown keyword argument raises an error with the closest name.
 
-    The function's signature stays what it is, for editors and type checkers.
+    The function keeps its signature, for editors and type checkers.
 
     Args:
-        kind: of the error.
-        elsewhere: arguments of others that may be given to this one by mistake, by the others'
-            names.
-        of: the class that users know the function by, if it is defined in another one.
+        kind: the class of the error.
+        elsewhere: `{class: arguments}` of other classes whose arguments are easily passed to this
+            function by mistake.
+        of: the public class of the function, if the function is defined in another class.
 
     Examples:
         >>> @names_unknown()
@@ -239,7 +247,7 @@ def unknown_argument(
     known: Collection[str],
     elsewhere: Mapping[str, Collection[str]],
 ) -> str:
-    """Returns the message for an argument that isn't known; see `names_unknown`."""
+    """Returns the message for an unknown argument; see `names_unknown`."""
     owner = next((owner for owner, keys in elsewhere.items() if key in keys), "")
     hint = f" It is an argument of {owner}." if owner else closest(key, known)
     listed = ", ".join(f"`{each}`" for each in known)
@@ -256,11 +264,11 @@ def check_choice(argument: str, received: object, choices: tuple[object, ...]) -
 
 
 def shown(value: object) -> str:
-    """Returns `value` as a message shows it: its repr, but never long, whatever it is."""
+    """Returns the repr of `value`, shortened for use in a message."""
     short = reprlib.Repr()
     short.maxlist = short.maxdict = short.maxtuple = 8
     short.maxstring = short.maxlong = short.maxother = 100
     try:
         return short.repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return f"something far too long (of type {type(value).__name__})"
+    except ValueError:  # Python doesn't print numbers of more than 4300 digits
+        return f"a value too long to show (of type {type(value).__name__})"

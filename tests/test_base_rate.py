@@ -216,7 +216,7 @@ def test_several_optimizers():
         (True, "above 0"),
         ({"factor": 0}, "above 0"),
         ({"faktor": 0.1}, "above 0"),
-        (keras.optimizers.schedules.CosineDecay(0.1, 9), "follows a schedule"),
+        (keras.optimizers.schedules.CosineDecay(0.1, 9), "Pass a schedule as"),
     ],
 )
 def test_what_cannot_be_meant(value: Any, told: str):

@@ -269,22 +269,22 @@ FILES = {
     "lr": ("- at: 3\n  lr: 0.1\n", "line 2, stage 1 (at 3): unknown key 'lr'. Did you mean 'learn"),
     "plateau": (
         "- plateau: {patience: 3}\n  unfreeze: x\n",
-        "It stands under `at`: `at: {plateau: {patience: 3}}`.",
+        "It belongs under `at`: `at: {plateau: {patience: 3}}`.",
     ),
     "patience": ("- at: 3\n  patience: 2\n", "under `at`: `at: {plateau: {patience: 3}}`."),
     "trigger without its name": (
         "- at: {monitor: val_loss}\n  unfreeze: x\n",
-        "It stands in a trigger, under `at`: `at: {plateau: {patience: 3}}`.",
+        "It belongs in a trigger, under `at`: `at: {plateau: {patience: 3}}`.",
     ),
     "wrong case": ("- at: {Plateau: {}}\n  unfreeze: x\n", "Did you mean 'plateau'?"),
     "epoch": ("- epoch: 3\n  unfreeze: x\n", "unknown key 'epoch'. Did you mean 'at'?"),
     "setting in a stage": (
         "- at: 3\n  unfreeze: x\n  batch_norm: train\n",
-        "It stands at the top of the file, beside `stages`.",
+        "It belongs at the top of the file, next to `stages`.",
     ),
     "stage's key at the top": (
         "learning_rate: 1\nstages:\n- at: 3\n  unfreeze: x\n",
-        "line 1: unknown key 'learning_rate'. It stands in a stage, an item of `stages`.",
+        "line 1: unknown key 'learning_rate'. It belongs in a stage, an item of `stages`.",
     ),
     "setting": ("optimiser: reset\nstages:\n- at: 3\n  unfreeze: x\n", "Did you mean 'optimizer'?"),
     "stages": ("stage:\n- at: 3\n  unfreeze: x\n", "Did you mean 'stages'?"),
@@ -293,13 +293,13 @@ FILES = {
     "index in a list": ("- at: 3\n  unfreeze: [b1, -2]\n", "`unfreeze` must be a selector"),
     "no dash": (
         "stages:\n  at: 3\n  unfreeze: x\n",
-        "line 2: the keys of one stage stand under `stages`, and stages are a list. "
+        "line 2: the keys of one stage are under `stages`, but stages must be a list. "
         "Under `stages:`, begin each stage with a dash: `- at: 3`. Received: {'at': 3",
     ),
     "no dash and no at": ("stages:\n  epoch: 3\n  unfreeze: x\n", "begin each stage with a dash"),
     "one stage alone": (
         "at: 3\nunfreeze: x\n",
-        "line 1: the keys of one stage stand at the top of the file",
+        "line 1: the keys of one stage are at the top of the file",
     ),
 }
 

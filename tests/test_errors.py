@@ -207,7 +207,7 @@ BAD_SCHEDULES = {
     "stage without an epoch": (
         [{"unfreeze": "b"}],
         ScheduleError,
-        ["`schedule`", "`at` is needed", "{'unfreeze': 'b'}"],
+        ["`schedule`", "`at` is required", "{'unfreeze': 'b'}"],
     ),
     "selector": ({5: 3}, LayerMatchError, ["`schedule`", "`unfreeze`", "at=5", "3", *FORMS]),
     "share": ({5: "0%"}, LayerMatchError, ["`unfreeze`", "at=5", "'0%'", "above 0%"]),

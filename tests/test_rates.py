@@ -72,7 +72,7 @@ def test_a_factor_of_a_schedule_is_refused_before_the_first_step():
     rate = keras.optimizers.schedules.ExponentialDecay(RATE, 3, 0.5)
     model = builders.compiled(builders.nested(), keras.optimizers.Adam(rate))
     before = builders.weights(model)
-    with pytest.raises(ScheduleError, match="Give the stage a rate of its own"):
+    with pytest.raises(ScheduleError, match="Pass a float or a LearningRateSchedule to the stage"):
         fit([Stage(5, "b3", learning_rate={"factor": 0.5})], 6, model=model)
     builders.assert_equal(before, builders.weights(model))
     stages = [Stage(1, "b3", learning_rate=RATE), Stage(2, "b2", learning_rate={"factor": 0.5})]

@@ -1,4 +1,4 @@
-"""Schedules as files: what is written reads back, and what can't be meant is refused by name."""
+"""Schedules as files: what is written reads back, and an invalid file is an error."""
 
 from __future__ import annotations
 
@@ -429,7 +429,7 @@ BAD_YAML: dict[str, tuple[str | bytes, list[str]]] = {
     "config of a rate, refused by Keras": (
         STAGE + "    learning_rate: {class_name: PiecewiseConstantDecay, config: {boundaries: [1], "
         "values: [0.1]}}",
-        ["line 4", "PiecewiseConstantDecay refuses"],
+        ["line 4", "`config` of PiecewiseConstantDecay is invalid"],
     ),
     "stages is null": ("base: b\nstages:", ["line 2", "no stages"]),
     "stages is empty": ("stages: []", ["line 1", "no stages"]),
@@ -654,7 +654,7 @@ def test_a_folder(tmp_path: pathlib.Path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_is_not_waited_for(tmp_path: pathlib.Path):
     os.mkfifo(tmp_path / "plan.yaml")
-    refused(lambda: Schedule.from_file(tmp_path / "plan.yaml"), "no regular file")
+    refused(lambda: Schedule.from_file(tmp_path / "plan.yaml"), "a special file")
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

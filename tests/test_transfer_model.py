@@ -352,7 +352,7 @@ def test_users_see_the_true_signature():
 def test_a_clone_that_knows_no_base_says_so():
     """Never a run without the phases."""
     clone = compiled(keras.models.clone_model(TransferModel(functional_base(), 3)))
-    with pytest.raises(FreezeError, match="compile it before it is cloned"):
+    with pytest.raises(FreezeError, match="compile the model before it is cloned"):
         clone.fit(X, Y)
     with pytest.raises(FreezeError, match="doesn't know which"):
         clone.get_config()
@@ -574,14 +574,14 @@ WRONG = {
     "base is a layer": (lambda: (L.Dense(3), 3), {}, "`base` must be a keras.Model"),
     "base is a name": (lambda: ("vgg19", 3), {}, "Received: base='vgg19'"),
     "base unbuilt": (lambda: (keras.Sequential([L.Dense(3)]), 3), {}, "keras.Input"),
-    "base subclassed": (lambda: (NoInputs(), 3), {}, "functional model around it"),
+    "base subclassed": (lambda: (NoInputs(), 3), {}, "Wrap a subclassed model"),
     "no class": (lambda: (functional_base(), 0), {}, "Received: head=0"),
     "negative": (lambda: (functional_base(), -2), {}, "1 or more"),
     "bool": (lambda: (functional_base(), True), {}, "Received: head=True"),
     "a float": (lambda: (functional_base(), 3.0), {}, "number of classes"),
     "a class": (lambda: (functional_base(), L.Dense), {}, "`head` must be a layer"),
     "none": (lambda: (functional_base(), None), {}, "Received: head=None"),
-    "empty": (lambda: (functional_base(), []), {}, "`head` must hold a layer"),
+    "empty": (lambda: (functional_base(), []), {}, "`head` must hold at least one layer"),
     "in a list": (lambda: (functional_base(), [L.Dense(3), "relu"]), {}, "'relu' of type str"),
     "misfit": (lambda: (functional_base(), L.Conv2D(3, 3)), {}, "`head` doesn't fit"),
     "two outputs": (lambda: (two_outputs(), 3), {}, "one output"),
@@ -597,7 +597,7 @@ WRONG = {
         "`augment` doesn't fit",
     ),
     "unknown": (lambda: (functional_base(), 3), {"shedule": {}}, "Did you mean 'schedule'"),
-    "by place": (lambda: (functional_base(), 3, L.Rescaling(1.0)), {}, "by name `augment`"),
+    "by place": (lambda: (functional_base(), 3, L.Rescaling(1.0)), {}, "keywords `augment`"),
 }
 
 

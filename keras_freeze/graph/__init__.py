@@ -1,1 +1,1 @@
-"""Reads a Keras model as a tree of layers and a graph of blocks; changes nothing."""
+"""Reads the structure of a Keras model: its layers, their graph and its blocks. Changes nothing."""

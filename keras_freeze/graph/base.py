@@ -1,4 +1,4 @@
-"""The base: the pretrained part of a model, whose layers are frozen and unfrozen."""
+"""Finds the base of a model: the pretrained part, whose layers are frozen and unfrozen."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Base:
     """The layers of a base.
 
     Attributes:
-        label: how messages name it.
-        scope: where selectors look for its layers.
-        is_guessed: True if the user left it to be found.
+        label: its name in messages.
+        scope: the layers of the base, in which selectors look up names and indices.
+        is_guessed: True if the user passed no base.
     """
 
     label: str
@@ -38,12 +38,12 @@ def find_base(model: Layer, base: Any = None) -> Base:
 
     Args:
         model: a built model.
-        base: a layer or model, a layer's name, a selector, a list of these, or None = find it
+        base: a layer or model, a layer's name, a selector, a list of these, or None = detect it
             (see `guess_base`).
 
     Raises:
-        LayerMatchError: nothing matches, more than one candidate fits, or the base isn't part of
-            the model.
+        LayerMatchError: no layer matches, there is more than one candidate, or the base isn't part
+            of the model.
     """
     tree = LayerTree(model)
     if base is None:
@@ -68,19 +68,22 @@ def _label(base: Any) -> str:
 
 
 def _container_named(tree: LayerTree, name: str) -> Layer | None:
-    """The one container of that name: its own graph then serves `"20%"` and `"-20:"`."""
+    """Returns the only layer of that name that holds layers, if there is exactly one.
+
+    `"20%"` and `"-20:"` then count within its own graph.
+    """
     named = [layer for layer in tree if layer.name == name and children(layer)]
     return named[0] if len(named) == 1 and named[0] is not tree.root else None
 
 
 def _from_layer(tree: LayerTree, base: Layer) -> Base:
-    """A layer of the model, or a model some or all of whose layers were built into this one."""
+    """Returns the base for a layer of the model, or for a model whose layers the model reuses."""
     own = LayerTree(base)
     held = [leaf for leaf in own.leaves if leaf in tree]
     if base not in tree and not any(own_variables(leaf) for leaf in held):
         nested = [repr(layer.name) for layer in children(tree.root)][:8]
         raise LayerMatchError(
             f"`base` must be part of the model that is fitted. Received: base={base.name!r}, "
-            f"which {tree.root.name!r} doesn't hold. Its layers are {', '.join(nested)}, ..."
+            f"which isn't in {tree.root.name!r}. Its layers are {', '.join(nested)}, ..."
         )
     return Base(base.name, Scope(own, held if base not in tree else None))

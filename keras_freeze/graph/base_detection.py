@@ -1,8 +1,9 @@
-"""Finds the base of a model that doesn't name it, by how data flow through the model.
+"""Detects the base of a model from its graph, for a user who doesn't name it.
 
-The base is what reads the model's inputs and feeds the rest. A layer that an output needs, and that
-no other layer with weights reads, is head; so is what comes after a pooling or Flatten through
-which all data pass. Size only breaks ties: a part that is far smaller than another is no rival.
+The base reads the model's inputs and feeds the rest of the model. The head is made of the last
+layers with weights before each output, and of all layers after a pooling or Flatten that all data
+pass through. The number of weights only excludes candidates: a part that is much smaller than
+another one isn't the base.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from keras_freeze.graph.layer_tree import Layer, LayerTree, count_params, own_va
 
 FAR_SMALLER = 0.2  # of the weights of the largest part
 ABOUT_AS_LARGE = 0.8
-UPSAMPLES = ("UpSampling", "Resizing", "Resize")  # names of layers begin so, or end in "Transpose"
+# How the class names of layers that upsample begin; others end in "Transpose".
+UPSAMPLES = ("UpSampling", "Resizing", "Resize")
 
 Units = list[Unit]
 
@@ -29,10 +31,10 @@ class Guess:
     """A part of a model that may be the base.
 
     Attributes:
-        label: how messages name it.
-        tree: of the model that it is, or that it is a part of.
+        label: its name in messages.
+        tree: the tree of the model that it is, or that it is a part of.
         leaves: its layers.
-        base: what the user passes as `base` to choose it.
+        base: the value of `base` with which the user chooses it.
     """
 
     label: str
@@ -50,7 +52,7 @@ def guess_base(tree: LayerTree) -> Guess:
     """Returns the base of the model at the root of `tree`.
 
     Raises:
-        LayerMatchError: the model has too few layers, or more than one part could be it.
+        LayerMatchError: the model has too few layers, or more than one part could be the base.
     """
     guesses = _guesses(tree, tree)
     if not guesses:
@@ -70,11 +72,11 @@ def guess_base(tree: LayerTree) -> Guess:
 
 
 def _guesses(top: LayerTree, tree: LayerTree) -> list[Guess]:
-    """All parts of a model that may be the base, the most likely first.
+    """Returns all parts of a model that may be the base, the most likely first.
 
     Args:
-        top: of the model that is fitted.
-        tree: of that model, or of one in it that holds all weights.
+        top: the tree of the model that is fitted.
+        tree: the tree of the same model, or of a nested model that holds all weights.
     """
     backbone = getattr(tree.root, "backbone", None)
     if isinstance(backbone, keras.layers.Layer) and backbone in tree and backbone is not tree.root:
@@ -102,14 +104,14 @@ def _guesses(top: LayerTree, tree: LayerTree) -> list[Guess]:
 
 
 def _within(top: LayerTree, units: Units) -> list[Guess]:
-    """Models side by side, each with its output: the base is in one that is trained."""
+    """Searches models that run side by side, each with its own output; the trained ones first."""
     models = [unit for unit in units if unit.model is not None]
     trained = [unit for unit in models if not unit.is_frozen] or models
     return [guess for unit in trained for guess in _guesses(top, LayerTree(unit.model))]
 
 
 def _of_parts(parts: list[Units], flat: Callable[[Units], Guess]) -> list[Guess]:
-    """Parts that meet in the head: the largest, unless another one is about as large."""
+    """Chooses among parts that only meet in the head: the largest, and others of similar size."""
     largest = max(map(_params, parts))
     rivals = [part for part in parts if _params(part) >= FAR_SMALLER * largest]
     found = [_of_part(part, flat) for part in sorted(rivals, key=_params, reverse=True)]
@@ -118,7 +120,10 @@ def _of_parts(parts: list[Units], flat: Callable[[Units], Guess]) -> list[Guess]
 
 
 def _of_part(part: Units, flat: Callable[[Units], Guess]) -> list[Guess]:
-    """A nested model with a few layers around it, or a flat network, maybe of nested blocks."""
+    """Chooses within one part: a nested model with a few layers around it, or a flat network.
+
+    The blocks of a flat network may be nested models.
+    """
     models = [unit for unit in part if unit.model is not None]
     if not models:
         return [flat(part)]
@@ -137,7 +142,10 @@ def _of_part(part: Units, flat: Callable[[Units], Guess]) -> list[Guess]:
 
 
 def _without_what_follows(one: Unit, other: Unit) -> Units:
-    """The first of two models if the second reads it, unless both may be halves of one base."""
+    """Returns the first of two models if the second reads it.
+
+    Returns both if they are independent, or if they may be the two halves of one base.
+    """
     if one in other.descendants:
         one, other = other, one
     if other not in one.descendants:
@@ -151,7 +159,7 @@ def _without_what_follows(one: Unit, other: Unit) -> Units:
 
 
 def _head(flow: Flow) -> set[Unit]:
-    """What no other layer with weights reads, and what comes after the features have ended."""
+    """Returns the head: the last layers with weights, and the layers after the pooling."""
     weighted = flow.weighted
     head = {unit for unit in weighted if not any(u.params for u in unit.descendants - {unit})}
     for unit in flow.units:
@@ -164,26 +172,29 @@ def _head(flow: Flow) -> set[Unit]:
 
 
 def _last_norms(pooling: Unit) -> set[Unit]:
-    """A LayerNormalization right after the pooling, as in ConvNeXt, is the base's own."""
+    """Returns a LayerNormalization right after the pooling; in ConvNeXt it is part of the base."""
     kinds = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
     return {unit for unit in pooling.after if isinstance(unit.operation, kinds)}
 
 
 def _pools(unit: Unit) -> bool:
-    """True where one axis of several is left: a pooling, Flatten, the first token's row, a mean."""
+    """True if the output has one axis, the input more: pooling, Flatten, a mean, the first token.
+
+    The batch axis doesn't count.
+    """
     named = type(unit.operation).__name__.startswith(("Global", "Flatten"))
     return named or unit.rank_out <= 2 < unit.rank_in
 
 
 def _opens_with_pooling(model: Layer) -> bool:
-    """True if the first thing that a nested model does is to pool or flatten its inputs."""
+    """True if a nested model begins by pooling or flattening its inputs."""
     flow = read_flow(LayerTree(model))
     first = [unit for unit in flow.units if not any(u.params for u in unit.ancestors)]
     return any(_pools(unit) and not unit.params and unit.before for unit in first)
 
 
 def _before_upsampling(flow: Flow, body: Units) -> Units:
-    """The body without the decoder: what comes after the first layer that upsamples."""
+    """Returns the body without the decoder, which begins at the first layer that upsamples."""
     growing = [unit for unit in flow.units if _upsamples(unit)]
     learned = [unit for unit in growing if any(before.params for before in unit.ancestors)]
     decoder = set(learned).union(*(unit.descendants for unit in learned))
@@ -197,13 +208,13 @@ def _upsamples(unit: Unit) -> bool:
 
 
 def _before_all_heads(flow: Flow, body: Units, head: set[Unit]) -> Units:
-    """The units that feed every head: what feeds one of them alone belongs to it."""
+    """Returns the units that feed every head; a unit that feeds only one head belongs to it."""
     last = {unit for unit in head if not (unit.descendants - {unit}) & set(flow.weighted)}
     return [unit for unit in body if last <= unit.descendants]
 
 
 def _connected(body: Units) -> list[Units]:
-    """The parts of the body that don't reach one another within it."""
+    """Splits the body into its connected parts."""
     parts: list[Units] = []
     for unit in body:
         near = unit.ancestors | unit.descendants
@@ -241,7 +252,7 @@ def _listed(base: str | list[str]) -> list[str]:
 
 
 def _flat(top: LayerTree, tree: LayerTree, flow: Flow, part: Units) -> Guess:
-    """From the first layer with weights to the last one, or to the pooling after it."""
+    """Returns the layers from the first one with weights to the last one, or its pooling."""
     chosen = set(part)
     held = {id(leaf) for unit in part for leaf in unit.leaves}
     for unit in flow.units:
@@ -254,7 +265,7 @@ def _flat(top: LayerTree, tree: LayerTree, flow: Flow, part: Units) -> Guess:
 
 
 def _leads_on(unit: Unit, flow: Flow, chosen: set[Unit]) -> bool:
-    """True for what stands between two layers of the base, or before the pooling that ends it."""
+    """True for a unit between two layers of the base, or before the pooling that ends the base."""
     after = {unit, *unit.descendants}
     ends = {other for other in after if _pools(other) and not other.params}
     direct = {end for end in ends if not any(u.params for u in end.ancestors - chosen)}
@@ -262,7 +273,7 @@ def _leads_on(unit: Unit, flow: Flow, chosen: set[Unit]) -> bool:
 
 
 def _selector(top: LayerTree, leaves: list[Layer]) -> str | list[str]:
-    """What selects the layers with weights among `leaves` in the whole model."""
+    """Returns a selector, for the whole model, of those of `leaves` that have weights."""
     names = [layer.name for layer in top]
 
     def named(leaf: Layer) -> str:

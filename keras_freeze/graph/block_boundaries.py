@@ -1,4 +1,7 @@
-"""Where a base may be cut without splitting a block: the articulation points of its graph."""
+"""Finds where a model can be cut without splitting a block: the articulation points of its graph.
+
+A leaf is a layer without sublayers, or with weights of its own (see `layer_tree`).
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ class Call:
     """One call of a leaf.
 
     Attributes:
-        leaf: what is called.
-        begins: whether it reads no tensor with a gradient to weights, as an embedding does.
+        leaf: the layer that is called.
+        begins: True if no tensor that it reads has a gradient to weights, as for an embedding.
     """
 
     leaf: Layer
@@ -39,15 +42,14 @@ Calls = list[Call | None]
 def block_starts(root: Layer) -> list[int]:
     """Returns the positions in `LayerTree(root).leaves` before which a block may begin.
 
-    All that ties the layers on the two sides of such a cut is the result of one call, so no
-    residual block is split; what doesn't tie (masks, positions, contexts) is told in `ties`. And no
-    layer with weights is called on both sides, unless its later calls begin a stream of their own,
-    as those of an embedding do that an encoder and a decoder share. 0 (before everything) is
-    always a start.
+    Only the result of one call crosses such a cut, so no residual block is split. Masks, positions
+    and contexts may cross it too (see `block_ties`). No layer with weights is called on both sides
+    of a cut, unless its later calls begin a stream of their own: an embedding that an encoder and
+    a decoder share does so. 0 (before everything) is always a start.
 
     Graphs are read from functional models, from `Sequential`, and from layers that stack
-    transformer layers. Of a subclassed model only its direct sublayers are known, and each begins
-    a block.
+    transformer layers. For a subclassed model only the direct sublayers are known, and each of
+    them begins a block.
     """
     calls = _calls_of_root(root)
     ties = [bool(call and not call.begins and own_variables(call.leaf)) for call in calls]
@@ -63,14 +65,14 @@ def block_starts(root: Layer) -> list[int]:
 
 
 def weighted_blocks(tree: LayerTree, leaves: list[Layer]) -> list[list[Layer]]:
-    """Returns the layers with weights among some leaves, by block, from the input on.
+    """Returns those of `leaves` that have weights, grouped by block, from the input on.
 
-    A block reaches from one place where the graph may be cut to the next. One that only normalises
-    goes with the block before it, and the embeddings of a text are one.
+    A block is what lies between two cuts. A block that only normalizes is joined with the block
+    before it. The embeddings of a text form one block.
 
     Args:
-        tree: whose graph is read.
-        leaves: of the tree.
+        tree: the tree whose graph is read.
+        leaves: some leaves of the tree.
     """
     wanted = {id(leaf) for leaf in leaves if own_variables(leaf)}
     starts = set(block_starts(tree.root))
@@ -90,15 +92,16 @@ def weighted_blocks(tree: LayerTree, leaves: list[Layer]) -> list[list[Layer]]:
 
 
 def _goes_with(before: list[Layer], block: list[Layer]) -> bool:
-    """True for a block that is none of its own: it normalises, or adds to an embedding."""
+    """True if a block is joined with the one before: it only normalizes, or both are embeddings."""
     normalises = all(_normalises(leaf) for leaf in block)
     return normalises or (all(map(_embeds, before)) and all(map(_embeds, block)))
 
 
 def _normalises(leaf: Layer) -> bool:
-    """True for a BatchNormalization, and for any that normalises sequences, as after a stack.
+    """True for a BatchNormalization, and for any normalization of sequences, as after a stack.
 
-    By name: KerasHub's are classes of their own. ConvNeXt begins blocks with a normalisation.
+    These are recognized by name, as KerasHub has its own classes. Other normalizations don't
+    count: the blocks of ConvNeXt begin with one.
     """
     if isinstance(leaf, keras.layers.BatchNormalization):
         return True
@@ -111,7 +114,7 @@ def _embeds(leaf: Layer) -> bool:
 
 
 def _calls_of_root(root: Layer) -> Calls:
-    """As `_calls`; the inputs of a functional model begin at its `InputLayer`s."""
+    """Like `_calls`, for the whole model; a functional model begins at its `InputLayer`s."""
     if not has_graph(root):
         return _calls(root)
     nodes = in_order(root)
@@ -120,11 +123,13 @@ def _calls_of_root(root: Layer) -> Calls:
 
 
 def _calls(layer: Layer, node: Any = None, around: Ties = NOTHING) -> Calls:
-    """The leaves in the order of their calls, a shared one each time, with the cuts between.
+    """Returns the calls of leaves in order, with the cuts between them.
+
+    A shared leaf appears once for each call.
 
     Args:
         layer: a layer or model.
-        node: the call of it, where it is called in a graph.
+        node: the node of the call, if `layer` is called in a graph.
         around: the ties of that graph.
     """
     if has_graph(layer):
@@ -137,14 +142,14 @@ def _calls(layer: Layer, node: Any = None, around: Ties = NOTHING) -> Calls:
 
 
 def _outputs_that_are_read(model: Layer, node: Any, around: Ties) -> list[Any]:
-    if node is None or len(node.outputs) != len(model.outputs):  # a `call` of its own
+    if node is None or len(node.outputs) != len(model.outputs):  # the model overrides `call`
         return list(model.outputs)
     pairs = zip(model.outputs, node.outputs, strict=True)
     return [symbol for symbol, tensor in pairs if id(tensor) in around.read]
 
 
 def _calls_within(graph: Any, outputs: list[Any], node: Any, around: Ties) -> Calls:
-    """The calls within a model or layer; its inputs are there before them."""
+    """Returns the calls within a model or layer, whose inputs exist before the first call."""
     nodes = in_order(graph)
     free = inputs_without_gradient(graph, node, around.free) if node else set()
     ties = read_ties(nodes, outputs, free)
@@ -152,13 +157,13 @@ def _calls_within(graph: Any, outputs: list[Any], node: Any, around: Ties) -> Ca
 
 
 def _calls_of_graph(nodes: list[Any], ties: Ties, live: dict[int, int]) -> Calls:
-    """Walks the nodes with the tensors that still tie; a cut is where they don't hold.
+    """Walks the nodes with the tensors still needed; cuts where these don't hold calls together.
 
     Args:
-        nodes: of the graph, in order.
-        ties: between them.
-        live: the index of the call that made a tensor, by the tensor's id, for those that are
-            there before the first.
+        nodes: the nodes of the graph, in order.
+        ties: the ties between them.
+        live: `{id(tensor): index of the call that made it}` for the tensors that exist before the
+            first call.
     """
     calls: Calls = []
     live = {tensor: maker for tensor, maker in live.items() if tensor in ties.until}
@@ -170,16 +175,16 @@ def _calls_of_graph(nodes: list[Any], ties: Ties, live: dict[int, int]) -> Calls
         free_after = not ties.hold(live)
         if isinstance(node.operation, keras.layers.Layer):
             inside = _calls(node.operation, node, ties)
-            cuts_hold = free_before and free_after  # nothing of its stream passes the layer by
+            cuts_hold = free_before and free_after  # nothing of its stream bypasses the layer
             calls += inside if cuts_hold else [call for call in inside if call is not CUT]
         calls += [CUT] if free_after else []
     return calls
 
 
 def _in_order_of_tree(layer: Layer, calls: Calls, begins: bool) -> Calls:
-    """The leaves of a layer as its tree has them, with those of the cuts that part them there.
+    """Returns the leaves of a layer in the order of its tree, with the cuts that are valid there.
 
-    A layer lists its sublayers in the order in which they were made, not called.
+    A layer lists its sublayers in the order in which they were created, not called.
     """
     leaves = LayerTree(layer).leaves
     place = {id(leaf): n for n, leaf in enumerate(leaves)}

@@ -1,8 +1,8 @@
-"""How data flow through the top level of a model: what reads what, nested models as one unit each.
+"""Reads how data flow through the layers of a model; a nested model counts as one layer.
 
-A functional or Sequential model has a graph. A subclassed model gets one here by a call on symbolic
-inputs; where its code can't be called on these, its layers are taken to follow one another in the
-order in which they were made.
+A functional or Sequential model has a graph. A subclassed model is called on symbolic inputs to
+get one. If that fails, its layers are assumed to follow one another in the order in which they
+were created.
 
 Private names used here were tried on Keras 3.12.0 and 3.15.1: `_functional` (of Sequential),
 `_nodes_by_depth`, `_inbound_nodes`, `_outbound_nodes`, `_keras_history` (of a symbolic tensor).
@@ -21,19 +21,19 @@ import keras
 
 from keras_freeze.graph.layer_tree import Layer, LayerTree, children, count_params, own_variables
 
-Node = Any  # of Keras: one call of an operation
+Node = Any  # Keras' record of one call of an operation
 
 
 @dataclass(eq=False)
 class Unit:
-    """One layer with weights, however often it is called, or one call without weights.
+    """A layer with weights and all its calls, or a single call of an operation without weights.
 
     Attributes:
         operation: the layer or operation.
-        leaves: the leaf layers at or below it.
-        rank_in: the most axes that one of its inputs has, the batch among them.
-        rank_out: the most axes of an output that something reads.
-        params: the number of its weights that an optimizer could train.
+        leaves: the leaves at or below it (see `layer_tree`).
+        rank_in: the maximum rank of its inputs, with the batch axis.
+        rank_out: the maximum rank of the outputs that something reads.
+        params: the number of scalars that an optimizer could train.
         before: the units whose outputs it reads.
         after: the units that read its outputs.
     """
@@ -52,18 +52,18 @@ class Unit:
 
     @cached_property
     def weighted(self) -> list[Layer]:
-        """The leaf layers that have weights."""
+        """The leaves that have weights."""
         return [leaf for leaf in self.leaves if own_variables(leaf)]
 
     @property
     def is_frozen(self) -> bool:
-        """True if none of its weights is trained now."""
+        """True if none of its weights is trainable now."""
         trained = (v.trainable for leaf in self.weighted if leaf.trainable for v in leaf.weights)
         return not any(trained)
 
     @property
     def model(self) -> Layer | None:
-        """The model that it is, or that it wraps (`TimeDistributed`); None of any other layer."""
+        """The model that it is or wraps (as `TimeDistributed` does); None for any other layer."""
         inner = getattr(self.operation, "layer", None)
         wraps = isinstance(self.operation, keras.layers.Wrapper) and isinstance(inner, keras.Model)
         if wraps:
@@ -95,8 +95,8 @@ class Flow:
     """The units of a model in the order of their calls.
 
     Attributes:
-        units: those that an output depends on.
-        ends: those that give an output of the model.
+        units: the units that an output depends on.
+        ends: the units that return an output of the model.
     """
 
     units: list[Unit]
@@ -107,13 +107,13 @@ class Flow:
         return [unit for unit in self.units if unit.params]
 
     def passes_by(self, unit: Unit) -> bool:
-        """True if something that was computed with weights reaches an output, but not `unit`."""
+        """True if a path from weights before `unit` to an output doesn't go through `unit`."""
         sources = [other for other in unit.ancestors if other.params]
         return not self.ends.isdisjoint(_reached(sources, "after", without=unit) - {unit})
 
 
 def read_flow(tree: LayerTree) -> Flow:
-    """Returns how data flow through the model at the root of a tree."""
+    """Returns the data flow of the model at the root of a tree."""
     model = tree.root
     graph = getattr(model, "_functional", None) or model
     if hasattr(graph, "_nodes_by_depth") and isinstance(graph, keras.Model):
@@ -131,7 +131,7 @@ def _flow_of(tree: LayerTree, nodes: list[Node], outputs: list[Any]) -> Flow:
     used |= {id(tensor) for tensor in outputs}
     for node in nodes:
         unit = _new_unit(tree, node.operation)
-        # A layer without weights that is called at two places ties nothing together.
+        # Two calls of a shared layer without weights are independent of each other.
         unit = units.setdefault(id(node.operation) if unit.params else id(node), unit)
         for tensor in node.input_tensors:
             unit.rank_in = max(unit.rank_in, len(tensor.shape))
@@ -152,7 +152,7 @@ def _new_unit(tree: LayerTree, operation: Any) -> Unit:
 
 
 def _in_order(tree: LayerTree) -> Flow:
-    """The layers as a chain, those that nothing trains left out where others stay."""
+    """Returns the layers as a chain; drops frozen nested models if another one is trainable."""
     layers = children(tree.root)
     units = [unit for layer in layers if (unit := _new_unit(tree, layer)).params]
     learning = [unit for unit in units if not unit.is_frozen]
@@ -165,7 +165,7 @@ def _in_order(tree: LayerTree) -> Flow:
 
 
 def _trace(tree: LayerTree) -> Flow | None:
-    """The flow of a subclassed model, called on symbolic inputs; None if it can't be."""
+    """Returns the flow of a subclassed model, called on symbolic inputs; None if that fails."""
     shapes = tree.root.get_build_config()
     if not tree.root.built or not shapes or "input_shape" not in shapes:
         return None
@@ -174,13 +174,13 @@ def _trace(tree: LayerTree) -> Flow | None:
             outputs = tree.root.call(_inputs_like(shapes["input_shape"]))
             ends = [t for t in keras.tree.flatten(outputs) if hasattr(t, "_keras_history")]
             flow = _flow_of(tree, _nodes_behind(ends), ends)
-        except Exception:  # of any type: the user's code runs
+        except Exception:  # the user's code runs, and may raise anything
             return None
     return flow if flow.weighted else None
 
 
 def _inputs_like(shape: Any) -> Any:
-    """Symbolic inputs in the structure of `shape`, the batch axis first and left open."""
+    """Returns symbolic inputs in the structure of `shape`, with an unknown batch size."""
     if isinstance(shape, dict):
         return {name: _inputs_like(part) for name, part in shape.items()}
     if shape and all(length is None or isinstance(length, int) for length in shape):
@@ -189,7 +189,7 @@ def _inputs_like(shape: Any) -> Any:
 
 
 def _nodes_behind(tensors: list[Any]) -> list[Node]:
-    """The calls that tensors depend on, each after those that it depends on."""
+    """Returns the calls that the tensors depend on, in topological order."""
     found: dict[int, Node] = {}
     waiting: list[tuple[Node, bool]] = [(_maker(tensor), False) for tensor in tensors]
     while waiting:
@@ -208,7 +208,7 @@ def _maker(tensor: Any) -> Node:
 
 @contextmanager
 def _no_trace_left(tree: LayerTree) -> Iterator[None]:
-    """Takes the calls that were recorded meanwhile out of the layers again."""
+    """Removes the calls that the layers record while the context is active."""
     kept = [(layer, list(layer._inbound_nodes), list(layer._outbound_nodes)) for layer in tree]
     try:
         with keras.StatelessScope(collect_losses=True):

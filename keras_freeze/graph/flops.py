@@ -1,4 +1,7 @@
-"""How much work the layers of a program do, counted from the shapes of its tensors."""
+"""Counts the floating point operations of layers, from the shapes of their inputs and outputs.
+
+A row is one sample of the data, such as an image or a text.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,17 @@ import keras
 from keras_freeze.graph.layer_calls import LayerCall, Program, Value
 from keras_freeze.graph.layer_tree import Layer, LayerTree, own_variables
 
-# Layers whose kernel meets every position of the output, or of the input where it is transposed.
+# Layers that use their kernel once for each position of the input, not of the output.
 TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 
 
 def forward_flops(program: Program, call: LayerCall) -> float:
-    """Returns the floating point operations of a call for one image; a multiply-add counts as two.
+    """Returns the floating point operations of a call for one row; a multiply-add counts as two.
 
-    Weights of rank 2 and more are met once for each position: exact for dense and convolution
-    layers, an estimate for attention and recurrent ones (their products of two inputs aren't
-    counted). What has no such weights counts one operation for each number that it gives.
+    Weights of rank 2 and more are used once for each position. This is exact for dense and
+    convolution layers, and an estimate for attention and recurrent layers (their products of two
+    inputs aren't counted). A layer without such weights counts one operation for each number of
+    its output.
     """
     if call.enters:
         return 0.0
@@ -43,14 +47,14 @@ def forward_flops(program: Program, call: LayerCall) -> float:
 
 
 def backward_flops(program: Program, trains: Callable[[Layer], bool]) -> float:
-    """Returns the operations of a backward pass for one image.
+    """Returns the floating point operations of a backward pass for one row.
 
-    A layer's gradient with respect to its weights costs as much as its forward pass, and so does
-    that with respect to its input, which is needed as long as something trains in front of it.
+    The gradient with respect to a layer's weights costs as much as its forward pass. So does the
+    gradient with respect to its input, which is needed if a layer before it is trained.
 
     Args:
-        program: of the model.
-        trains: whether a layer has weights that are trained.
+        program: the program of the model.
+        trains: returns True if weights of a layer are trained.
     """
     reached: set[Value] = set()
     total = 0.0
@@ -65,7 +69,7 @@ def backward_flops(program: Program, trains: Callable[[Layer], bool]) -> float:
 
 
 def total_flops(program: Program, calls: Iterable[LayerCall]) -> float:
-    """Returns the operations of the forward passes of calls, for one image."""
+    """Returns the floating point operations of the forward passes of calls, for one row."""
     return sum(forward_flops(program, call) for call in calls)
 
 
@@ -74,7 +78,7 @@ def _is_transposed(layer: Layer) -> bool:
 
 
 def _positions(layer: Layer, symbol: Any) -> int:
-    """How often a kernel is used for one image: all axes but batch and channels."""
+    """Returns how often a kernel is used for one row: all axes but batch and channels."""
     shape = list(symbol.shape[1:])
     if len(shape) < 2:
         return 1

@@ -1,4 +1,7 @@
-"""Short names for many layers: the container whose layers are all among them, in their place."""
+"""Shortens a list of layer names: one name replaces all layers of a block or nested model.
+
+A container is a layer that holds layers, a leaf one that is frozen as one (see `layer_tree`).
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from keras_freeze.graph.layer_tree import Layer, LayerTree, children, own_variab
 def names_in_short(
     tree: LayerTree, chosen: Collection[int], closed: Collection[int], idle: Collection[int]
 ) -> dict[str, int]:
-    """Returns what to call some layers, and how many of them each name stands for.
+    """Returns short names for some layers, with the number of layers that each name stands for.
 
-    A container (a transformer layer, a residual block that is a layer) is named in place of its
-    layers if all of them that have weights are chosen, and there is more than one. Where
-    a name repeats, the path is used.
+    The name of a container (a transformer layer, a residual block that is a layer) replaces those
+    of its layers if all its layers with weights are chosen, and there are at least two. If a name
+    isn't unique, the path is used.
 
     Args:
         tree: all layers.
         chosen: ids of the leaves to name.
         closed: ids of containers that are never named; the root is one of them.
-        idle: ids of leaves that no container waits for.
+        idle: ids of leaves that needn't be chosen for their container to be named.
     """
     weighted = [leaf for leaf in tree.leaves if own_variables(leaf)]
     holders = [layer for layer in tree if children(layer) and layer is not tree.root]
@@ -36,7 +39,7 @@ def names_in_short(
 
 
 def closed_containers(tree: LayerTree, bases: Collection[Collection[Layer]]) -> set[int]:
-    """Returns the ids of what holds a whole base: that all of it changes is no news.
+    """Returns the ids of the layers that hold a whole base; their names would say too little.
 
     Args:
         tree: all layers.
@@ -54,7 +57,7 @@ def _owners(
     closed: Collection[int],
     idle: Collection[int],
 ) -> dict[int, int]:
-    """`{id(leaf): id(container)}` of the leaves that the largest containers stand for."""
+    """Returns `{id(leaf): id(container)}`: the largest container that replaces each leaf."""
     owners: dict[int, int] = {}
     for holder in holders:  # parents come before children
         held = [id(leaf) for leaf in tree.below(holder) if own_variables(leaf)]

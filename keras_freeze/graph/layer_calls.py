@@ -1,4 +1,6 @@
-"""A functional model as one flat list of layer calls: nested models are read in place.
+"""Reads a functional model as one flat list of layer calls, and runs such calls.
+
+The calls within a nested model are part of the list, in place of the nested model.
 
 Private names of functional models used here were tried on Keras 3.12.0 and 3.15.1:
 `_functional` (of Sequential), `_nodes_by_depth`, `_inputs_struct`, `_standardize_inputs`,
@@ -31,11 +33,11 @@ class LayerCall:
     """One call of a layer or operation, or the entry into a nested model.
 
     Attributes:
-        operation: what is called; of an entry the nested model.
+        operation: the layer or operation; for an entry, the nested model.
         arguments: Keras' template of the arguments.
         reads: the values that fill the template, by the id of the symbolic tensor.
-        writes: the values that the call gives.
-        enters: whether this is an entry: only the inputs' dtypes and ranks are put right.
+        writes: the values that the call returns.
+        enters: True for an entry, which only adapts the dtypes and ranks of the inputs.
     """
 
     operation: Any
@@ -50,11 +52,11 @@ class Program:
     """The calls of a model in the order in which Keras runs them.
 
     Attributes:
-        model: what was read.
-        calls: in order.
+        model: the model that was read.
+        calls: the calls, in order.
         inputs: the model's inputs, flat.
-        outputs: its outputs, flat.
-        symbols: the symbolic tensor of each value: shape and dtype.
+        outputs: the model's outputs, flat.
+        symbols: the symbolic tensor of each value, with its shape and dtype.
     """
 
     model: Layer
@@ -64,7 +66,7 @@ class Program:
     symbols: tuple[Tensor, ...]
 
     def enter(self, inputs: Any) -> dict[Value, Tensor]:
-        """Returns the model's inputs as values, converted as Keras does it."""
+        """Returns the model's inputs as values, converted as Keras converts them."""
         return dict(zip(self.inputs, _graph(self.model)._standardize_inputs(inputs), strict=True))
 
     def leave(self, values: dict[Value, Tensor]) -> Any:
@@ -75,7 +77,7 @@ class Program:
         return packed[0] if single else packed
 
     def place_of_inputs(self, inputs: Any) -> list[int] | None:
-        """Returns which leaf of `inputs` feeds each of the model's inputs; None if unknown."""
+        """Returns the index in the flat `inputs` for each input of the model; None if unknown."""
         struct, leaves = _graph(self.model)._inputs_struct, keras.tree.flatten(inputs)
         if isinstance(inputs, dict) and not isinstance(struct, dict):
             names = [symbol.name for symbol in keras.tree.flatten(struct)]
@@ -85,13 +87,13 @@ class Program:
 
 
 def run(calls: Iterable[LayerCall], values: dict[Value, Tensor], training: Any) -> None:
-    """Runs calls; adds what they give to `values`.
+    """Runs calls, and adds their outputs to `values`.
 
     Args:
-        calls: in order.
-        values: all that the calls read and don't give themselves.
-        training: as the model's `call` got it. As in a functional model, it overrules a layer's
-            recorded argument.
+        calls: the calls, in order.
+        values: the values that the calls read and no earlier call returns.
+        training: the `training` argument of the model's `call`. As in a functional model, it takes
+            precedence over a layer's recorded argument.
     """
     for call in calls:
         given = {symbol: values[number] for symbol, number in call.reads.items()}
@@ -106,14 +108,15 @@ def run(calls: Iterable[LayerCall], values: dict[Value, Tensor], training: Any) 
 
 
 def version_of(tensor: Tensor) -> Any:
-    """Returns what counts the changes in place of a tensor of PyTorch; None of another."""
+    """Returns PyTorch's counter of in-place changes of a tensor; None on other backends."""
     return getattr(tensor, "_version", None)
 
 
 def as_called(layer: Layer, inputs: Any) -> Any:
-    """Returns inputs as `layer.__call__` hands them to `call`: tensors of the layer's dtype.
+    """Returns inputs as `layer.__call__` passes them to `call`: tensors of the layer's dtype.
 
-    What is so already is returned itself, not a copy. Functional models take what comes.
+    A tensor that already has this dtype is returned itself, not a copy. Functional models don't
+    convert their inputs.
     """
     if not layer._convert_input_args:
         return inputs
@@ -124,10 +127,10 @@ def as_called(layer: Layer, inputs: Any) -> Any:
 
 
 def read_program(model: Layer) -> Program | None:
-    """Returns the program of a functional or Sequential model; None of any other.
+    """Returns the program of a functional or Sequential model; None for any other model.
 
-    A `__call__` of the model's own (as KerasHub's tasks have) is no obstacle: who runs the program
-    in place of `call` is called by it.
+    The model may override `__call__`, as KerasHub's tasks do: the program replaces `call`, which
+    `__call__` still calls.
     """
     if not _runs_its_graph(model):
         return None
@@ -168,17 +171,17 @@ class _Reader:
 
 
 def _graph(model: Layer) -> Any:
-    """A Sequential model holds a functional one."""
+    """Returns the functional model; a Sequential model wraps one."""
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
 def _is_plain(layer: Layer) -> bool:
-    """True if all that `layer` does when it is called is to run its graph."""
+    """True if a call of `layer` only runs its graph."""
     return _runs_its_graph(layer) and is_keras_code(type(layer).__call__)
 
 
 def _runs_its_graph(layer: Layer) -> bool:
-    """True if all that `call` of `layer` does is to run its graph."""
+    """True if `call` of `layer` only runs its graph."""
     if not isinstance(layer, keras.Model) or _graph(layer) is None:
         return False
     if not hasattr(_graph(layer), "_nodes_by_depth") or layer.activity_regularizer is not None:
@@ -187,12 +190,12 @@ def _runs_its_graph(layer: Layer) -> bool:
 
 
 def is_keras_code(method: Any) -> bool:
-    """True if Keras wrote it, not the user."""
+    """True if the method is defined in Keras."""
     return str(method.__module__).split(".")[0] == "keras"
 
 
 def _has_plain_arguments(node: Any) -> bool:
-    """True if a model is called as `model(inputs)`; `training` is overruled anyway."""
+    """True if a model is called as `model(inputs)`; `training` is ignored, as `run` replaces it."""
     options = {key: value for key, value in node.arguments.kwargs.items() if key != "training"}
     given = keras.tree.flatten(list(options.values()))  # such as a mask for each input
     return len(node.arguments.args) == 1 and all(value is None for value in given)

@@ -1,4 +1,8 @@
-"""The tree of layers below a model: leaves in execution order, their paths and their parents."""
+"""Reads the layers of a model, nested ones included, with their paths and parents.
+
+A *leaf* is a layer that is frozen and unfrozen as one: it has no sublayers, or weights of its own.
+A *container* is a layer that holds layers, such as a nested model.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,11 @@ Layer = Any  # keras.layers.Layer: Keras ships no type annotations
 
 
 def children(layer: Layer) -> list[Layer]:
-    """Returns the layers directly below `layer`, in execution order where the graph tells it."""
+    """Returns the layers directly below `layer`, in execution order if there is a graph."""
     if isinstance(layer, keras.Model):
         return list(layer.layers)
-    # `_layers` is the only list of the sublayers of a layer that is no model (Wrapper,
-    # MultiHeadAttention, a custom block). Tried on Keras 3.12.0 and 3.15.1.
+    # Layers that aren't models (Wrapper, MultiHeadAttention, a custom block) list their sublayers
+    # only in `_layers`. Tried on Keras 3.12.0 and 3.15.1.
     return list(layer._layers)
 
 
@@ -28,7 +32,7 @@ def own_variables(layer: Layer) -> list[Any]:
 
 
 def adapters(layer: Layer) -> list[Any]:
-    """Returns the LoRA variables of `layer`: trained beside its own weights, which are frozen."""
+    """Returns the LoRA variables of `layer`, which are trained while its own weights are frozen."""
     if not getattr(layer, "lora_enabled", False):
         return []
     return [variable for variable in own_variables(layer) if variable.name.startswith("lora_")]
@@ -61,7 +65,7 @@ def has_added_losses(layer: Layer) -> bool:
 
 
 def is_leaf(layer: Layer) -> bool:
-    """True for a layer that is frozen and unfrozen as one: no sublayers, or weights of its own."""
+    """True for a layer without sublayers, or with weights of its own."""
     return bool(own_variables(layer)) or not (children(layer) or isinstance(layer, keras.Model))
 
 
@@ -70,8 +74,8 @@ def count_params(variables: Iterable[Any]) -> int:
     return sum(math.prod(int(length) for length in variable.shape) for variable in variables)
 
 
-# A Keras layer doesn't know the containers it is in. Those that were read are remembered, weakly,
-# so that unfreezing a selected leaf can open them, and freezing the last one can close them.
+# {layer: the containers that hold it directly}, for all trees that were read. A Keras layer has no
+# reference to its container, whose `trainable` must change with that of its leaves.
 _CONTAINERS: weakref.WeakKeyDictionary[Layer, weakref.WeakSet[Layer]] = weakref.WeakKeyDictionary()
 
 
@@ -88,7 +92,7 @@ class LayerTree:
 
     Attributes:
         root: the model or layer at the top.
-        leaves: the leaf layers in execution order, each once, `InputLayer`s among them.
+        leaves: the leaves in execution order, each once, including `InputLayer`s.
     """
 
     def __init__(self, root: Layer):
@@ -137,14 +141,14 @@ class LayerTree:
 
 
 def hidden_layers(tree: LayerTree, busy: set[int]) -> list[tuple[Layer, str, list[Layer]]]:
-    """Returns `(container, "_layers", those in use)`: what hides idle layers, while it is set.
+    """Returns `(container, "_layers", layers in use)`: attributes that hide layers not in use.
 
     Keras finds weights, losses and states of a model by walking `_layers`. Tried on Keras 3.12.0
     and 3.15.1.
 
     Args:
         tree: the whole model.
-        busy: ids of the leaves in use; what trains and what holds metrics is never hidden.
+        busy: ids of the leaves in use. Layers that are trained or hold metrics are never hidden.
     """
     hidden = []
     for layer in tree:

@@ -1,4 +1,4 @@
-"""What may be meant by a selector that matches no layer."""
+"""Suggests a valid selector in the message for one that matches no layer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from keras_freeze.errors import nearest
 from keras_freeze.graph.layer_tree import Layer, children
 
 INPUT = keras.layers.InputLayer
-LORA = "lora"  # names the layers that have LoRA adapters
+LORA = "lora"  # the selector of layers with LoRA adapters
 NUMBER = re.compile(r"\s*[+-]?\d+(\.\d+)?\s*")
 
 
 def name_hint(item: str, names: list[str], root: Layer) -> str:
-    """Returns what may be meant by a selector that matches nothing.
+    """Returns the hint for a selector that matches nothing.
 
     Args:
         item: the selector.
-        names: of all layers among which it was looked for.
+        names: the names of all layers that it could match.
         root: the model or layer that holds them.
     """
     if item == LORA:
@@ -39,7 +39,7 @@ def name_hint(item: str, names: list[str], root: Layer) -> str:
 
 
 def number_hint(number: Any) -> str:
-    """Returns how to write what may be meant by a number alone; "" for what is none.
+    """Returns the hint for a number without a colon or "%"; "" if `number` is no number.
 
     Examples:
         >>> number_hint(-2)
@@ -64,7 +64,7 @@ def number_hint(number: Any) -> str:
 
 
 def layers_of(root: Layer) -> str:
-    """Returns some names of what a model holds, for where none is close to what was written."""
+    """Returns the hint with some names of a model's layers, if no name is similar."""
     names = [repr(layer.name) for layer in children(root) if not isinstance(layer, INPUT)]
     more = f", ... ({len(names)} layers)" if len(names) > 4 else ""
     return f" It holds {', '.join(names[:4])}{more}." if names else ""

@@ -1,4 +1,4 @@
-"""The layers among which a selector chooses."""
+"""The layers that a selector can choose from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from keras_freeze.graph.layer_tree import Layer, LayerTree
 
 
 class Scope:
-    """The layers among which a selector chooses: all leaves of a tree, or some of them."""
+    """The layers that a selector can choose from: all leaves of a tree, or some of them."""
 
     def __init__(self, tree: LayerTree, leaves: list[Layer] | None = None):
         self.tree = tree
         chosen = {id(leaf) for leaf in (tree.leaves if leaves is None else leaves)}
-        # With the `InputLayer`s, so that an index means what it means in `base.layers`.
+        # Includes `InputLayer`s, so that an index means the same as in `base.layers`.
         self.indexed = [leaf for leaf in tree.leaves if id(leaf) in chosen]
         self.leaves = [leaf for leaf in self.indexed if not _is_input(leaf)]
 

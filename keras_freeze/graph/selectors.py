@@ -1,10 +1,10 @@
-"""Selectors: which layers are meant.
+"""Selects layers of a model by name, pattern, slice or share.
 
 `"block5_conv1"` exact name at any depth; `"block5_*"` glob on the name or the path; `"a:"`, `":b"`,
 `"a:b"` slices by name in execution order, both ends included as in pandas' `.loc`; `"-20:"` by
 index; `"20%"` the last share of the layers with weights, moved to the nearest block boundary;
 `"re:..."` full-match regex on the path; `"all"`; `"lora"` the layers with LoRA adapters; `"!..."`
-in a list takes away; a callable `layer -> bool`; a `Layer`; lists of these.
+in a list excludes layers; a callable `layer -> bool`; a `Layer`; lists of these.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ INTEGER = re.compile(r"\s*([+-]?\d+)\s*")
 
 @names_unknown()
 def select_layers(model_or_base: Layer, selector: Any) -> list[Layer]:
-    """Returns the leaf layers that `selector` means, in execution order.
+    """Returns the layers that `selector` matches, in execution order.
 
-    Names and paths are looked up at any depth. Indices and percentages count within
-    `model_or_base`, so pass the base itself for those.
+    If a layer that holds layers matches, the layers in it are returned. Names and paths match at
+    any depth. Indices and percentages count within `model_or_base`, so pass the base itself for
+    those.
 
     Args:
         model_or_base: a `keras.Model` or layer whose sublayers exist.
         selector: a string (`"block5_conv1"`, `"block5_*"`, `"vgg19/block5_*"`,
             `"block5_conv1:"`, `":block3_pool"`, `"a:b"` with both ends included, `"-20:"`,
             `"20%"`, `"re:.*_conv[12]"`, `"all"`, `"lora"` for the layers with LoRA adapters), a
-            callable `layer -> bool`, a `Layer`, or a list of these, in which `"!..."` takes away.
+            callable `layer -> bool`, a `Layer`, or a list of these, in which `"!..."` excludes.
 
     Raises:
-        LayerMatchError: nothing matches, or the selector can't be meant (`"-0:"`, `"0%"`).
+        LayerMatchError: no layer matches, or the selector is invalid (`"-0:"`, `"0%"`).
 
     Examples:
         >>> base = keras.Sequential(
@@ -62,13 +63,13 @@ def select_layers(model_or_base: Layer, selector: Any) -> list[Layer]:
 def select(
     scope: Scope, selector: Any, *, where: str, fallback: Scope | None = None
 ) -> list[Layer]:
-    """Returns the leaves of `scope` that `selector` means.
+    """Returns the leaves of `scope` that `selector` matches.
 
     Args:
-        scope: where to look.
+        scope: the layers to choose from.
         selector: as in `select_layers`.
-        where: which argument (and stage) an error names.
-        fallback: looked in for what is in no layer of `scope`, by name, pattern or identity.
+        where: the argument (and stage) that an error names.
+        fallback: further layers, searched for a name, pattern or layer that `scope` doesn't have.
     """
     if not scope.leaves:
         raise LayerMatchError(
@@ -81,7 +82,7 @@ def select(
     takes_away = [item for item in items if isinstance(item, str) and item.startswith("!")]
     if takes_away and (len(takes_away) == len(items)):
         raise LayerMatchError(
-            f"{where}: '!' takes layers away from a list, and there is nothing to take from. "
+            f"{where}: '!' excludes layers, and the list has nothing to exclude them from. "
             f"Write ['all', {takes_away[0]!r}]. Received: {selector!r}"
         )
     kept: list[Layer] = []
@@ -114,7 +115,7 @@ def _select_one(scope: Scope, item: Any, where: str, fallback: Scope | None) -> 
 
 
 def check_selector(selector: Any, where: str) -> None:
-    """Raises `LayerMatchError` for what is wrong whatever the model."""
+    """Raises `LayerMatchError` for a selector that is invalid for any model."""
     if isinstance(selector, (list, tuple)) and selector:
         for item in selector:
             check_selector(item, where)
@@ -122,7 +123,7 @@ def check_selector(selector: Any, where: str) -> None:
         _check_text(selector.removeprefix("!"), where)
     elif isinstance(selector, type):
         raise LayerMatchError(
-            f"{where}: a class is no selector. Write a function: "
+            f"{where}: a class can't be a selector. Pass a function: "
             f"lambda layer: isinstance(layer, {selector.__name__}). Received: {selector!r}"
         )
     elif not (isinstance(selector, keras.layers.Layer) or callable(selector)):
@@ -142,7 +143,7 @@ def _check_text(text: str, where: str) -> None:
         )
     if re.fullmatch(r"\s*-0+\s*:.*|.*:\s*-0+\s*", text):
         raise LayerMatchError(
-            f"{where}: '-0' means nothing: -0 is 0. Write 'all' for every layer, or '-20:' for the "
+            f"{where}: '-0' is the same as '0'. Write 'all' for every layer, or '-20:' for the "
             f"last 20. Received: {text!r}"
         )
     if text.startswith("re:"):
@@ -150,12 +151,12 @@ def _check_text(text: str, where: str) -> None:
             re.compile(text[3:])
         except re.error as error:
             raise LayerMatchError(
-                f"{where}: the regular expression is broken: {error}. Received: {text!r}"
+                f"{where}: the regular expression is invalid: {error}. Received: {text!r}"
             ) from None
 
 
 def _is_positional(item: Any) -> bool:
-    """Forms that count within the scope, or mean all of it, are never looked up elsewhere."""
+    """True for a selector that counts within the scope, or means all of it: it has no fallback."""
     if not isinstance(item, str):
         return False
     ends = item.split(":")
@@ -167,7 +168,7 @@ def _matches(scope: Scope, item: Any, where: str) -> list[Layer]:
         return scope.restrict(LayerTree(item).leaves)
     if callable(item):
         return [leaf for leaf in scope.leaves if item(leaf)]
-    named = _named(scope, item)  # first of all: a name may hold any of the signs below
+    named = _named(scope, item)  # comes first, as a name may contain any of the signs below
     if named:
         return named
     if item.startswith("re:"):
@@ -194,7 +195,7 @@ def _named(scope: Scope, name: str) -> list[Layer]:
 
 
 def _below(scope: Scope, matches: Any) -> list[Layer]:
-    """The leaves at or below every layer one of whose paths `matches(layer, path)`."""
+    """Returns the leaves at or below each layer for which `matches(layer, path)` is true."""
     tree = scope.tree
     found = [
         leaf
@@ -224,7 +225,7 @@ def _slice(scope: Scope, item: str, where: str) -> list[Layer]:
 
 
 def _position(scope: Scope, end: str, item: str, where: str, *, first: bool) -> int:
-    """Where a slice begins (`first`) or stops: an index as in Python, a name inclusive."""
+    """Returns where a slice begins (`first`) or stops; an index as in Python, a name inclusive."""
     number = INTEGER.fullmatch(end)
     leaves = _named(scope, end)
     if number and not leaves:
@@ -247,7 +248,7 @@ def _index(scope: Scope, index: int, item: str, where: str) -> int:
 
 
 def _last_share(scope: Scope, item: str, where: str) -> list[Layer]:
-    """The last share of the layers with weights, from the nearest block start on."""
+    """Returns the last share of the layers with weights, from the nearest block start on."""
     share = float(item.strip().rstrip("%")) / 100
     weighted = [bool(leaf.weights) for leaf in scope.indexed]
     if not any(weighted) or not scope.tree.root.built:
@@ -257,13 +258,13 @@ def _last_share(scope: Scope, item: str, where: str) -> list[Layer]:
         )
     wanted = max(1, math.floor(share * sum(weighted) + 0.5))
     candidates = [p for p in _starts_in(scope) if any(weighted[p:])]
-    # Equally near: unfreeze less. Same layers with weights: cut as late as possible.
+    # If two starts are equally near, unfreeze less; if both unfreeze the same, take the later one.
     start = min(candidates, key=lambda p: (abs(sum(weighted[p:]) - wanted), sum(weighted[p:]), -p))
     return scope.restrict(scope.indexed[start:])
 
 
 def _starts_in(scope: Scope) -> list[int]:
-    """The block starts of the tree, as positions among the layers of the scope."""
+    """Returns the block starts of the tree, as positions among the layers of the scope."""
     ids = [id(leaf) for leaf in scope.tree.leaves]
     chosen = {id(leaf) for leaf in scope.indexed}
     starts = block_starts(scope.tree.root)

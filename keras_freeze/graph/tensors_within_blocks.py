@@ -1,17 +1,18 @@
-"""Which tensors tie the calls of a graph together, and until which call.
+"""Finds which tensors tie the layer calls of a graph together into blocks, and up to which call.
 
-A tensor ties its maker to its readers: a skip connection holds its block together. Two kinds pass
-beside what the layers transform, and don't tie:
+A tensor ties the call that makes it to the calls that read it: a skip connection holds its block
+together. Two kinds of tensors don't tie:
 
-- A tensor without gradient to weights: integers and booleans, and what is computed from the
-  model's inputs without weights, such as masks and positions. It only joins in. As long as a layer
-  with weights is still to begin with it alone, it ties: two towers begin so.
-- A context: the same tensor is given to several layers with weights, beside different tensors that
-  they transform. So each layer of a decoder reads the encoder's output, and each layer of DeBERTa
-  the relative positions. A skip connection is none: its branch begins by transforming the tensor.
+- A tensor without gradient to weights: integers, booleans, and what is computed from the model's
+  inputs without weights, such as masks and positions. Exception: it ties until the last layer with
+  weights that reads nothing else, as at the beginning of two towers.
+- A context: a tensor that several layers with weights read as a second input, each beside another
+  tensor that it transforms. The layers of a decoder read the encoder's output so, and the layers
+  of DeBERTa the relative positions. A skip connection is no context: its branch begins by
+  transforming the tensor.
 
-What leads to a context alone is a stream of its own: an encoder and the embedding of its decoder
-run side by side, and share no block.
+The calls that lead only to a context are a stream of their own: an encoder and the embedding of
+its decoder run side by side, and share no block.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from keras_freeze.graph.layer_tree import Layer, LayerTree, own_variables
 
 Node = Any  # a call in a functional graph
 Tensor = Any
-END = 0  # among the ids of contexts: the outputs of the graph
+END = 0  # stands for the outputs of the graph among the ids of contexts
 
 
 @dataclass(frozen=True)
 class Ties:
-    """What ties the calls of a graph; tensors are known by their ids.
+    """The tensors that tie the calls of a graph, all given by their ids.
 
     Attributes:
-        until: the index of the last call that a tensor ties. One that isn't there ties nothing.
-        beside: the tensors that layers with weights read beside what they transform, and no other.
-        streams: which contexts a tensor that ties leads to; to the outputs is END alone.
+        until: the index of the last call that each tensor ties; other tensors tie nothing.
+        beside: the tensors that layers with weights only read as a second input.
+        streams: the contexts that each tying tensor leads to; only END if it leads to the outputs.
         free: the tensors without gradient to weights.
         read: the tensors that a call reads, and the outputs.
     """
@@ -49,17 +50,17 @@ class Ties:
     read: set[int]
 
     def is_free(self, node: Node) -> bool:
-        """True for a call that reads no tensor with a gradient to weights."""
+        """True if no tensor that the call reads has a gradient to weights."""
         return all(id(tensor) in self.free for tensor in node.input_tensors)
 
     def hold(self, live: dict[int, int]) -> bool:
-        """True if some tensors tie the calls before them to those after them more than once.
+        """True if the graph can't be cut here: more than one tensor of a stream crosses the cut.
 
-        That is, more than one tensor passes in a stream. What the same call gives beside it may
-        pass with it: each layer of T5 gives the relative positions to the next.
+        A further output of the same call may cross too: each layer of T5 passes the relative
+        positions to the next one.
 
         Args:
-            live: the index of the call that made a tensor, for those that still tie.
+            live: `{id(tensor): index of the call that made it}` of the tensors that still tie.
         """
         main = {(self.streams[t], t) for t in live if t not in self.beside}
         makers = {(self.streams[t], live[t]) for t in live}
@@ -71,11 +72,11 @@ NOTHING = Ties({}, set(), {}, set(), set())
 
 
 def read_ties(nodes: list[Node], outputs: list[Tensor], free: set[int]) -> Ties:
-    """Returns what ties the calls of a graph.
+    """Returns the ties between the calls of a graph.
 
     Args:
-        nodes: the calls in order, those of the `InputLayer`s among them.
-        outputs: of the graph; they tie until after the last call.
+        nodes: the calls in order, including those of the `InputLayer`s.
+        outputs: the outputs of the graph; they tie beyond the last call.
         free: the ids of the inputs without gradient to weights.
     """
     free = _without_gradient(nodes, free)
@@ -99,9 +100,8 @@ def read_ties(nodes: list[Node], outputs: list[Tensor], free: set[int]) -> Ties:
 
 
 def has_graph(layer: Any) -> bool:
-    """True for a functional model; of a `Sequential` the layers alone are read."""
-    # Functional models alone have a graph; subclassed ones have no `_nodes_by_depth`.
-    # Tried on Keras 3.12.0 and 3.15.1.
+    """True for a functional model; a `Sequential` is read as a list of layers."""
+    # Subclassed models have no `_nodes_by_depth`. Tried on Keras 3.12.0 and 3.15.1.
     functional = isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential)
     return functional and hasattr(layer, "_nodes_by_depth")
 
@@ -125,12 +125,12 @@ def has_weights(operation: Any) -> bool:
 
 
 def inputs_without_gradient(model: Layer, node: Node, free: set[int]) -> set[int]:
-    """Returns the ids of the inputs of a nested model that are given tensors without gradient.
+    """Returns the ids of the inputs of a nested model that receive tensors without gradient.
 
     Args:
         model: a functional model.
-        node: the call of it.
-        free: the ids of the tensors without gradient around it.
+        node: the node of its call.
+        free: the ids of the tensors without gradient in the graph around it.
     """
     if len(node.input_tensors) != len(model.inputs):
         return set()
@@ -139,7 +139,7 @@ def inputs_without_gradient(model: Layer, node: Node, free: set[int]) -> set[int
 
 
 def _begin_within(node: Node, free: set[int]) -> set[int]:
-    """The tensors without gradient with which a layer within a nested model begins."""
+    """Returns the tensors without gradient that are the only input of a layer in a nested model."""
     model = node.operation
     if not has_graph(model) or len(node.input_tensors) != len(model.inputs):
         return set()
@@ -165,7 +165,7 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def _readings(nodes: list[Node], free: set[int]) -> dict[int, set[int]]:
-    """What is transformed where a tensor is read beside, for those that are never transformed."""
+    """Maps each tensor that is only read as a second input to the first inputs of those calls."""
     transformed: set[int] = set()
     beside: defaultdict[int, set[int]] = defaultdict(set)
     for node in nodes:
@@ -180,7 +180,7 @@ def _readings(nodes: list[Node], free: set[int]) -> dict[int, set[int]]:
 
 
 def _in_order_of_call(node: Node) -> list[Tensor]:
-    """The tensors that a call reads, in the order of the layer's arguments."""
+    """Returns the tensors that a call reads, in the order of the layer's arguments."""
     names = list(inspect.signature(node.operation.call).parameters)
     given = sorted(
         node.arguments.kwargs.items(),

@@ -1,4 +1,4 @@
-"""The graph of a layer that stacks transformer layers: its `call`, run on symbolic tensors."""
+"""Reads the graph within a stack of transformer layers: runs its `call` on symbolic tensors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import keras
 
 from keras_freeze.graph.layer_tree import Layer, children
 
-RANK_OF_SEQUENCES = 3  # batch, length, features: layers for images are one block as they stand
+RANK_OF_SEQUENCES = 3  # batch, length, features; a layer for images always counts as one block
 
 
 @contextmanager
 def traced(layer: Layer, node: Any, read: set[int]) -> Iterator[Any]:
-    """Gives the graph within a layer while the context lasts; None for one that is no stack.
+    """Yields the graph within a layer, or None if the layer isn't a stack.
 
-    The sublayers remember the calls of a graph, so they are made to forget these in the end.
+    The sublayers record the calls of the graph; these records are removed at the end.
 
     Args:
-        layer: that is no model.
-        node: the call of it; None = the first that there was.
-        read: the ids of the tensors that are read of those that the call gives.
+        layer: a layer that isn't a model.
+        node: the node of its call; None = its first call.
+        read: the ids of the outputs of the call that something reads.
     """
     # `_inbound_nodes`, `_outbound_nodes` and `_flatten_layers` were tried on Keras 3.15.1.
     node = node or next(iter(layer._inbound_nodes), None)
@@ -45,7 +45,10 @@ def traced(layer: Layer, node: Any, read: set[int]) -> Iterator[Any]:
 
 
 def _filled(spec: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a tensor for None: a graph has no place for attention scores that weren't asked for."""
+    """Wraps `compute_output_spec`: replaces None by a tensor, as a graph can't hold None.
+
+    MultiHeadAttention returns None for attention scores that weren't requested.
+    """
 
     def filled(*args: Any, **kwargs: Any) -> Any:
         given = spec(*args, **kwargs)
@@ -55,28 +58,29 @@ def _filled(spec: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_stack(layer: Layer) -> bool:
-    """True for a layer that holds several of one class, each with layers of layers within.
+    """True for a layer that holds several layers of one class, each two or more levels deep.
 
-    So is the attention within a transformer layer. That layer holds no such: it is one block.
+    A transformer layer is two levels deep, as its attention holds layers. It holds no such layers
+    itself, so it is one block.
     """
     deep = [child for child in children(layer) if any(map(children, children(child)))]
     return max(Counter(map(type, deep)).values(), default=0) > 1
 
 
 def _graph_of(layer: Layer, node: Any, read: set[int]) -> Any:
-    """The calls that `layer` makes of its sublayers; None if its code needs numbers to run."""
+    """Returns the calls that `layer` makes of its sublayers; None if its code needs real values."""
     inputs = {id(tensor): _symbol_like(tensor) for tensor in node.input_tensors}
     args, kwargs = node.arguments.fill_in(inputs)
     try:
-        with keras.StatelessScope():  # what the code assigns, or adds to the loss, is dropped
+        with keras.StatelessScope():  # discards assignments and added losses
             outputs = keras.tree.flatten(layer.call(*args, **kwargs))
         pairs = zip(outputs, node.outputs, strict=True)
         wanted = [symbol for symbol, tensor in pairs if id(tensor) in read]
         return keras.Function(list(inputs.values()), wanted or outputs[:1])
-    except Exception:  # any code may run there
+    except Exception:  # the user's code runs, and may raise anything
         return None
 
 
 def _symbol_like(tensor: Any) -> Any:
-    """A batch of one, as code may ask for the number of rows."""
+    """Returns a symbolic tensor with a batch size of 1, as code may ask for the batch size."""
     return keras.KerasTensor([length or 1 for length in tensor.shape], dtype=tensor.dtype)

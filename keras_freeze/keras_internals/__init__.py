@@ -1,4 +1,4 @@
-"""The rooms that touch Keras' internals: trainable state, optimizer state, step functions.
+"""Works with Keras' internals: trainable flags, optimizer state, step functions.
 
-Every private name of Keras used here stands beside the versions it was tried on.
+Each module lists the private names of Keras that it uses, with the versions they were tried on.
 """

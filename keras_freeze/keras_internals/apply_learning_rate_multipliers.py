@@ -1,11 +1,11 @@
-"""The multiplier of each variable: which share of the learning rate it gets.
+"""Multiplies the learning rate by a factor of its own for each variable.
 
-Discriminative rates give layers far from the output a smaller one (Howard & Ruder 2018, ULMFiT,
-section 3.2); a layer that has just been unfrozen may begin with small steps. The rate of the
-optimizer stays what it is, so that it is read, logged, scheduled and saved as ever.
+With discriminative rates, layers far from the output get a smaller rate (Howard & Ruder 2018,
+ULMFiT, section 3.2). A layer that has just been unfrozen may warm up. The optimizer's own rate
+doesn't change: it is read, logged, scheduled and saved as usual.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
-`_iterations`, `_var_key`, `_get_current_learning_rate` (what weight decay multiplies with),
+`_iterations`, `_var_key`, `_get_current_learning_rate` (the rate that weight decay uses),
 `_use_weight_decay`.
 """
 
@@ -26,13 +26,13 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Multiplier:
-    """What the learning rate of a variable is multiplied with.
+    """The learning-rate multiplier of a variable.
 
     Attributes:
-        scale: at full speed.
-        start: the number of updates at which it begins to speed up.
-        steps: the number of updates after which it is at full speed; 0 = at once. Update i of
-            them (i = 1, 2, ...) takes i / steps of the rate.
+        scale: the multiplier after the warm-up.
+        start: the update at which the warm-up begins.
+        steps: the length of the warm-up in updates; 0 = no warm-up. Update i (i = 1, 2, ...) uses
+            scale * i / steps.
     """
 
     scale: float = 1.0
@@ -41,11 +41,11 @@ class Multiplier:
 
 
 FULL = Multiplier()
-Multipliers = Mapping[Any, Multiplier]  # by the key that the optimizer has for a variable
+Multipliers = Mapping[Any, Multiplier]  # by the optimizer's key of a variable
 
 
 def multiplied(optimizer: Optimizer, multiplier: Multiplier, rate: Tensor) -> Tensor:
-    """Returns the rate of variables of a multiplier, at the step that runs."""
+    """Returns the rate of variables with this multiplier, at the current training step."""
     if multiplier == FULL:
         return rate
     rate = keras.ops.convert_to_tensor(rate)
@@ -63,7 +63,7 @@ def decay_weights(
     multipliers: Multipliers,
     variables: list[Variable],
 ) -> None:
-    """Weight decay, which Keras multiplies with the rate: with the share of each variable."""
+    """Applies weight decay, which Keras multiplies by the rate, with each variable's own rate."""
     groups: dict[Multiplier, list[Variable]] = {}
     for variable in variables:
         if optimizer.weight_decay is not None and optimizer._use_weight_decay(variable):

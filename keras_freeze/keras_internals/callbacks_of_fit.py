@@ -1,10 +1,10 @@
-"""Finds the list of callbacks of the `fit` that runs, and puts ours first and last in it.
+"""Finds the list of callbacks of the running `fit`, and adds a first and a last callback to it.
 
-What one callback of the list does must not depend on its place: a stage has to hold before any
-other callback looks at the epoch, a change by another callback has to be seen after all of them,
-and the logs have to be complete before CSVLogger reads them. So a first and a last callback do the
-work, and the public ones may stand anywhere. Keras hands a callback no reference to the list; it is
-the `self` of the frame that calls the hook.
+The result must not depend on the order of the user's callbacks. A stage must begin before any
+other callback sees the epoch, changes by other callbacks must be noticed after all of them, and
+the logs must be complete before CSVLogger reads them. So the first and the last callback do the
+work, and the public callbacks may stand anywhere in the list. Keras gives a callback no reference
+to the list; it is the `self` of the frame that calls the hook.
 
 Names used here were tried on Keras 3.12.0 and 3.15.1: `CallbackList.callbacks`, `_async_train`,
 `_async_test`, the local variable `epoch_iterator` of `fit`, `TFEpochIterator._distributed_dataset`,
@@ -30,7 +30,7 @@ TEST_END_HOOKS = ("on_test_batch_end",)
 def running_callbacks(callback: Any) -> Any:
     """Returns the `keras.callbacks.CallbackList` of the `fit` that is calling `callback`.
 
-    A list inside a list is passed over: the logs of the outer one are those that `fit` made.
+    For a list inside a list it returns the outer one, as that has the logs of `fit`.
     """
     owners = [names.get("self") for names in _locals_below_fit()]
     lists = [owner for owner in owners if isinstance(owner, keras.callbacks.CallbackList)]
@@ -43,29 +43,29 @@ def running_callbacks(callback: Any) -> Any:
 
 
 def batch_specification() -> Any:
-    """Returns shapes and dtypes of the batches of the `fit` that runs, on TensorFlow; else None.
+    """Returns shapes and dtypes of the batches of the running `fit`, on TensorFlow; else None.
 
-    A batch itself would be missing in the training, or shuffle the next ones differently.
+    Taking a batch instead would remove it from training, or change how the next ones are shuffled.
     """
     dataset = getattr(epoch_iterator(), "_distributed_dataset", None)
     return getattr(dataset, "element_spec", None)
 
 
 def epoch_iterator() -> Any:
-    """Returns what hands out the training batches of the `fit` that runs; None without one."""
+    """Returns the iterator over training batches of the running `fit`; None if there is none."""
     *_, names = _locals_below_fit()
     return names.get("epoch_iterator")
 
 
 def evaluation_iterator(model: Any) -> Any:
-    """Returns what hands out the validation batches of the `fit` that runs; None without any."""
+    """Returns the iterator over validation batches of the running `fit`; None if there is none."""
     return getattr(model, "_eval_epoch_iterator", None)
 
 
 def known_logs(model: Any, callback_list: Any) -> set[str] | None:
-    """Returns the names that the logs of the epochs of this `fit` will have.
+    """Returns the names that will be in the epoch logs of this `fit`.
 
-    None if that can't be said: steps and callbacks of the user's may log what they like.
+    Returns None if they aren't known: custom train steps and callbacks may log anything.
     """
     own = [getattr(type(model), name) for name in ("train_step", "test_step", "compute_metrics")]
     callbacks = [getattr(each, "callback", each) for each in all_callbacks(callback_list)]
@@ -79,7 +79,7 @@ def known_logs(model: Any, callback_list: Any) -> set[str] | None:
         batch = batch_specification()
         if batch is None:
             return None
-        model._symbolic_build(data_batch=batch)  # on TensorFlow the first step would do it
+        model._symbolic_build(data_batch=batch)  # TensorFlow would do it in the first step
     names = set(model.get_metrics_result())
     if validates():
         names |= {f"val_{name}" for name in names}
@@ -87,13 +87,13 @@ def known_logs(model: Any, callback_list: Any) -> set[str] | None:
 
 
 def validates() -> bool:
-    """True if the `fit` that runs has a validation."""
+    """True if the running `fit` has validation data."""
     *_, fit = _locals_below_fit()
     return fit.get("validation_data") is not None or bool(fit.get("validation_split"))
 
 
 def _locals_below_fit() -> Iterator[dict[str, Any]]:
-    """The local variables of the functions that run, from the innermost one to `fit`."""
+    """Yields the local variables of the running functions, from the innermost one up to `fit`."""
     frame = inspect.currentframe()
     while frame is not None:
         yield frame.f_locals
@@ -112,19 +112,19 @@ def all_callbacks(callback_list: Any) -> list[Any]:
 
 
 def enclose(callback_list: Any, first: Any, last: Any) -> None:
-    """Puts `first` and `last` around the callbacks. Safe while the list is being called."""
+    """Adds `first` and `last` around the callbacks. Safe while the list is being called."""
     callback_list.callbacks = [first, *callback_list.callbacks, last]
 
 
 def take_out(callback_list: Any, *callbacks: Any) -> None:
-    """Takes callbacks out of the list again. Safe while the list is being called."""
+    """Removes callbacks from the list. Safe while the list is being called."""
     callback_list.callbacks = [c for c in callback_list.callbacks if c not in callbacks]
 
 
 def acting_hooks(callback_list: Any, known: tuple[type, ...]) -> set[str]:
-    """Returns the batch hooks that a callback which isn't of a `known` type has.
+    """Returns the batch hooks of the callbacks that aren't of a `known` type.
 
-    Those that Keras calls from a pool of threads are left out: they must not touch the model.
+    Hooks that Keras calls from a pool of threads are left out: they must not change the model.
     """
     hooks = [*TRAIN_HOOKS, *(() if callback_list._async_train else TRAIN_END_HOOKS)]
     hooks += [*TEST_HOOKS, *(() if callback_list._async_test else TEST_END_HOOKS)]
@@ -138,6 +138,6 @@ def tests_in_threads(callback_list: Any) -> bool:
 
 
 def overrides(callback: Any, hook: str) -> bool:
-    """True if a callback has a hook of its own."""
+    """True if a callback overrides a hook."""
     inherited = getattr(keras.callbacks.Callback, hook)
     return getattr(getattr(callback, hook), "__func__", None) is not inherited

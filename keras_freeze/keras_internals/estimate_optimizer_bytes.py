@@ -1,4 +1,4 @@
-"""How much memory an optimizer will take, without making it.
+"""Computes how much memory an optimizer needs for given variables, without allocating it.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
 `_learning_rate`.
@@ -17,7 +17,7 @@ from keras_freeze.keras_internals.optimizer_rebuild import leaves
 from keras_freeze.keras_internals.temporary_attributes import attribute
 
 Shape = tuple[int, ...]
-PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)  # the length of an axis tells which one it is
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)  # the length of a slot's axis identifies the variable's axis
 
 
 def slot_bytes(optimizer: Any, variables: Sequence[Any]) -> int | None:
@@ -26,8 +26,8 @@ def slot_bytes(optimizer: Any, variables: Sequence[Any]) -> int | None:
     A fresh optimizer of the same kind is built on a tiny variable of each rank.
 
     Args:
-        optimizer: compiled; None of one that can't be copied, or that is made of several.
-        variables: those that will be trainable.
+        optimizer: the compiled optimizer. The result is None if it is made of several.
+        variables: the variables that will be trainable.
     """
     if len(leaves(optimizer)) != 1:
         return None
@@ -45,8 +45,8 @@ def slot_bytes(optimizer: Any, variables: Sequence[Any]) -> int | None:
 
 
 def _slots_of_rank(optimizer: Any, rank: int) -> list[tuple[Shape, int]]:
-    """The shapes of the slots of a variable with prime axes, and the bytes of an element."""
-    # Keras makes a float of the rate, which NumPy 2 warns of; no slot depends on it.
+    """Returns shape and element size of each slot of a variable whose axes are `PRIMES`."""
+    # `get_config` converts the rate to a float, which makes NumPy 2 warn. No slot depends on it.
     with attribute(optimizer, "_learning_rate", 0.1):
         fresh = type(optimizer).from_config(optimizer.get_config())
     before = {id(variable) for variable in fresh.variables}

@@ -1,4 +1,4 @@
-"""Stands in for the step functions of a model while our `fit` runs, for one call at a time.
+"""Replaces the model's step functions while a `fit` with our callbacks runs.
 
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1: `_loss_tracker`
 (each `compile` makes a new one); of `keras.optimizers.Optimizer`: `_trainable_variables`,
@@ -22,7 +22,7 @@ Model = Any
 
 
 class Server(Protocol):
-    """Runs steps in place of the model's functions, as a cache does."""
+    """Runs training and validation batches in place of the model's functions, as a cache does."""
 
     def step(
         self, kind: str, args: tuple[Any, ...], plain: Callable[[], Callable[..., Any]]
@@ -30,18 +30,19 @@ class Server(Protocol):
 
 
 class GuardedStep:
-    """A train function for as long as our `fit` runs.
+    """A train function for one `fit`.
 
-    It keeps frozen layers in inference mode and gives each variable its own age and multiplier,
-    all only while a step runs, and lets a server run it. What is traced this way must not outlive
-    the fit: it is held here, and stands in `model.train_function` for one call at a time (`arm`).
-    Between steps that is None, as after `compile`, so a `fit` that raises leaves nothing behind.
+    While a training step runs, it keeps frozen layers in inference mode, and gives each variable
+    its own bias correction (see `variable_ages`) and learning-rate multiplier. A server may run
+    the step. A function traced this way must not be used after the fit, so `model.train_function`
+    is set to it for one call at a time (`arm`). Between steps it is None, as after `compile`; a
+    `fit` that raises leaves nothing behind.
 
     Args:
         model: the model that is fitted.
         tree: all its layers.
-        base: the leaves that run in inference mode while they are frozen.
-        find_server: says what runs the steps now, if anything.
+        base: the layers that run in inference mode while they are frozen.
+        find_server: returns the server that runs the training steps now, or None.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class GuardedStep:
         self.train: Callable[..., Any] | None = None
 
     def refresh(self, *, made: bool, server: Server | None = None) -> None:
-        """Reads the flags, births and multipliers as they are now.
+        """Reads the current `trainable` flags, births and multipliers.
 
         Args:
-            made: the model's train function was made under these flags and never called.
-            server: runs the steps, if any.
+            made: True if the model's train function was made with these flags and never called.
+            server: runs the training steps, if given.
         """
         self.patches = frozen_calls(self.tree, self.base)
         for member in optimizer_rebuild.leaves(self.model.optimizer):
@@ -84,14 +85,14 @@ class GuardedStep:
             self._put(None)
 
     def _end_warm_ups(self, held: list[Any], updates: int) -> None:
-        """Where an optimizer began anew, what warmed up by the old count is warm by now."""
+        """Ends warm-ups that began by an older update count, after an optimizer was reset."""
         for variable in held:
             multiplier = self.multipliers.get(id(variable), FULL)
             if multiplier.steps and multiplier.start > updates:
                 self.multipliers[id(variable)] = replace(multiplier, start=0, steps=0)
 
     def arm(self) -> None:
-        """Lets the next step, and that alone, run through the guard."""
+        """Makes the next training step, and only that one, run through this function."""
         self.follow_compile()
         if self.patches or self.server is not None:
             self.fit = getattr(self.model, "history", None)
@@ -100,7 +101,7 @@ class GuardedStep:
             self.model.make_train_function()
 
     def follow_compile(self) -> None:
-        """If another callback compiled the model, steps are those of its new loss and metrics."""
+        """Uses the new loss and metrics if another callback has compiled the model."""
         if self.model._loss_tracker is not self.compiled:
             sync(self.model)
             take_effect(self.model, "carry")
@@ -110,7 +111,7 @@ class GuardedStep:
         object.__setattr__(self.model, "train_function", function)
 
     def plain(self) -> Callable[..., Any]:
-        """The model's own train function, traced under the guard."""
+        """Returns the model's own train function, traced with the patches."""
         if self.train is None:
             make_train_function(self.model)
             self.train = self.model.train_function
@@ -120,7 +121,7 @@ class GuardedStep:
     def __call__(self, *args: Any) -> Any:
         self._put(None)
         if getattr(self.model, "history", None) is not self.fit:
-            # Ctrl-C came between arming and the step, and this is another fit: give way.
+            # A Ctrl-C interrupted the last fit before this step ran: use a fresh train function.
             self.model.make_train_function()
             return self.model.train_function(*args)
         with attributes(self.patches):
@@ -130,17 +131,17 @@ class GuardedStep:
 
 
 def _window(optimizer: Any) -> int:
-    """The steps to an update."""
+    """Returns the number of training steps per update."""
     return optimizer.gradient_accumulation_steps or 1
 
 
 class ServedTest:
-    """A test function for one step of the validation within our `fit`.
+    """A test function for one validation batch during `fit`.
 
     Args:
         model: the model that is fitted.
-        server: runs the step.
-        then: called after the step.
+        server: runs the batch.
+        then: called after the batch.
     """
 
     def __init__(self, model: Model, server: Server, then: Callable[[], None]):
@@ -149,7 +150,7 @@ class ServedTest:
         self.then = then
 
     def arm(self) -> None:
-        """Lets the next step, and that alone, be served."""
+        """Makes the server run the next validation batch, and only that one."""
         self.own = self.model.test_function
         self.fit = getattr(self.model, "history", None)
         object.__setattr__(self.model, "test_function", self)

@@ -1,8 +1,8 @@
-"""Frozen means frozen: a layer of the base that isn't trainable runs in inference mode.
+"""Runs the frozen layers of the base in inference mode during `fit`.
 
-Under `fit`, Keras hands `training=True` to every layer, also below `base(x, training=False)` and
-also where `trainable` is False (a BatchNormalization alone looks at its flag). So while a step runs
-(or is traced), `call` of the frozen layers gets `training=False`.
+In `fit`, Keras passes `training=True` to every layer, even if `trainable` is False (only
+BatchNormalization looks at its own flag), and even below `base(x, training=False)`. So while a
+training step runs or is traced, `call` of the frozen layers gets `training=False`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from keras_freeze.keras_internals.trainable_flags import is_batch_norm
 
 
 def frozen_calls(tree: LayerTree, base: list[Layer]) -> list[Patch]:
-    """Returns a stand-in for `call` of each frozen layer whose `call` knows `training`.
+    """Returns a replacement for `call` of each frozen layer whose `call` has `training`.
 
     Args:
         tree: the whole model.
-        base: the leaves of the base. A container or custom block counts as frozen if all the
-            leaves below it are leaves of the base and none is trainable.
+        base: the leaves of the base (see `graph.layer_tree`). A layer that holds layers counts as
+            frozen if all leaves below it belong to the base and none is trainable.
     """
     inside = {id(leaf) for leaf in base}
     calls: list[Patch] = []
@@ -41,12 +41,12 @@ def frozen_calls(tree: LayerTree, base: list[Layer]) -> list[Patch]:
 
 
 def _only_hands_on(layer: Layer) -> bool:
-    """Keras' own containers do nothing with `training` but hand it to the layers below."""
+    """True for Keras' own model classes, which only pass `training` on to their layers."""
     return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 
 def _position_of_training(layer: Layer) -> int | None:
-    """Where `training` stands among the positional arguments of `call`; None if it has none."""
+    """Returns the position of `training` among the arguments of `call`; None if it has none."""
     for position, parameter in enumerate(inspect.signature(layer.call).parameters.values()):
         if parameter.name == "training":
             return sys.maxsize if parameter.kind is parameter.KEYWORD_ONLY else position
@@ -54,7 +54,7 @@ def _position_of_training(layer: Layer) -> int | None:
 
 
 def _call(call: Callable[..., Any], position: int, *args: Any, **kwargs: Any) -> Any:
-    """`call` with `training=False`, however `training` was passed."""
+    """Calls `call` with `training=False`, whether `training` was passed by position or name."""
     if len(args) > position:
         return call(*args[:position], False, *args[position + 1 :], **kwargs)
     return call(*args, **{**kwargs, "training": False})

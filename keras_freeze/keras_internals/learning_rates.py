@@ -1,4 +1,4 @@
-"""The learning rate of an optimizer, whatever wraps it and whatever it was before.
+"""Reads and sets the learning rate of an optimizer, also of one that wraps others.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
 `_learning_rate`, `_variables`.
@@ -18,9 +18,9 @@ from keras_freeze.keras_internals.variable_values import to_numpy
 
 Optimizer = Any
 Rate = Any  # a float, a LearningRateSchedule or a callable
-Shares = list[float | None]  # of the base, one for each rate
+Shares = list[float | None]  # the base's rate as a part of each rate; None = not set
 
-# {optimizer: (the rate before a schedule of ours changed it, the rate that we set last)}
+# {optimizer: (the rates before our first change, the rates that we set last)}
 _CHANGED: weakref.WeakKeyDictionary[Optimizer, tuple[list[Rate], list[Rate]]]
 _CHANGED = weakref.WeakKeyDictionary()
 
@@ -31,7 +31,7 @@ def rates_of(optimizer: Optimizer) -> list[Rate]:
 
 
 def original_rates(optimizer: Optimizer) -> list[Rate]:
-    """Returns the rates that were compiled: before stages of an earlier `fit` changed them."""
+    """Returns the compiled rates, without the changes by stages of an earlier `fit`."""
     now = rates_of(optimizer)
     original, set_last = _CHANGED.get(optimizer, (now, now))
     return original if now == set_last else now
@@ -41,12 +41,12 @@ def changed(now: list[Rate], wanted: Any, stage: str) -> list[Rate]:
     """Returns the rates after a stage.
 
     Args:
-        now: before it.
+        now: the rates before the stage.
         wanted: a rate, `{"factor": 0.1}`, or None.
-        stage: for the message.
+        stage: the stage's name in messages.
 
     Raises:
-        ScheduleError: a factor of a rate that is no number.
+        ScheduleError: `wanted` is a factor, but a rate isn't a number.
     """
     if wanted is None:
         return now
@@ -54,23 +54,23 @@ def changed(now: list[Rate], wanted: Any, stage: str) -> list[Rate]:
         return [wanted] * len(now)
     if not all(isinstance(rate, float) for rate in now):
         raise ScheduleError(
-            f"{stage} asks for {wanted['factor']} times the learning rate before, but that is no "
-            f"number: {now}. Give the stage a rate of its own."
+            f"{stage} multiplies the learning rate by {wanted['factor']}, but that isn't a number: "
+            f"{now}. Pass a float or a LearningRateSchedule to the stage."
         )
     return [rate * wanted["factor"] for rate in now]
 
 
 def base_shares(now: Shares, wanted: Any, of: list[Rate], stage: str) -> Shares:
-    """Returns which share of each rate the base gets in a stage; None = none was asked for.
+    """Returns the base's rate in a stage as a part of each rate; None if no stage has set it.
 
     Args:
-        now: before it.
+        now: the shares before the stage.
         wanted: a rate of the base, `{"factor": 0.1}`, or None.
         of: the rates of the stage.
-        stage: for the message.
+        stage: the stage's name in messages.
 
     Raises:
-        ScheduleError: a rate of the base beside one that begins at 0.
+        ScheduleError: `wanted` is a rate, but `learning_rate` begins at 0.
     """
     if wanted is None:
         return now
@@ -79,22 +79,22 @@ def base_shares(now: Shares, wanted: Any, of: list[Rate], stage: str) -> Shares:
     first = [_first(rate) for rate in of]
     if not all(first):
         raise ScheduleError(
-            f"{stage} asks for base_learning_rate={wanted}, which is kept as a part of "
-            f"`learning_rate`, but that begins at 0: {of}. Write the part itself, such as "
-            "base_learning_rate={'factor': 0.1}."
+            f"{stage} has base_learning_rate={wanted}, which is kept as a part of "
+            f"`learning_rate`, but `learning_rate` begins at 0: {of}. Pass the part itself, such "
+            "as base_learning_rate={'factor': 0.1}."
         )
     return [wanted / rate for rate in first]
 
 
 def _first(rate: Rate) -> float:
-    """The rate with which a schedule begins; another one's value now."""
+    """Returns the first rate of a schedule, or the current value of any other rate."""
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return float(to_numpy(rate(0)))
     return float(to_numpy(rate() if callable(rate) else rate))
 
 
 def set_rates(optimizer: Optimizer, rates: list[Rate]) -> bool:
-    """Sets the rates; True if the step functions must be made anew (a schedule came or went)."""
+    """Sets the rates; True if step functions must be rebuilt: a schedule was set or removed."""
     original = original_rates(optimizer)
     changed = [_set(member, rate) for member, rate in zip(leaves(optimizer), rates, strict=True)]
     _CHANGED[optimizer] = (original, rates_of(optimizer))
@@ -102,17 +102,17 @@ def set_rates(optimizer: Optimizer, rates: list[Rate]) -> bool:
 
 
 def keep_original(optimizer: Optimizer, original: list[Rate]) -> None:
-    """At the end of a `fit`: whatever the rates are by now, the next one begins at `original`."""
+    """Makes the next `fit` begin at the rates `original`; called at the end of a `fit`."""
     if optimizer in _CHANGED:
         _CHANGED[optimizer] = (original, rates_of(optimizer))
 
 
 def log_rates(optimizer: Optimizer, shares: Shares | None = None) -> dict[str, float]:
-    """Returns `{"learning_rate": rate now}`; under a MultiOptimizer one entry for each.
+    """Returns the logs `{"learning_rate": rate}`; for a MultiOptimizer, one entry per optimizer.
 
     Args:
-        optimizer: of the model.
-        shares: of the base: adds `"base_learning_rate"`.
+        optimizer: the optimizer of the model.
+        shares: the base's parts of the rates; adds `"base_learning_rate"` to the logs.
     """
     members = leaves(optimizer)
     names = ["" if len(members) == 1 else f"_{member.name}" for member in members]
@@ -145,10 +145,10 @@ def _set(optimizer: Optimizer, rate: Rate) -> bool:
 
 
 def _put_variable(optimizer: Optimizer, rate: float) -> None:
-    """Keras has no way back from a schedule to a float: make the variable that __init__ makes.
+    """Replaces a schedule by a float, which Keras can't: creates the variable as `__init__` does.
 
-    It stands second, after `iterations`, as in an optimizer that was built with a float: weights
-    files hold an optimizer's variables by index.
+    The variable must be the second one, after `iterations`, as in an optimizer that was created
+    with a float: weights files store an optimizer's variables by index.
     """
     with keras.name_scope(optimizer.name):
         variable = keras.Variable(

@@ -1,11 +1,12 @@
-"""Fits an optimizer to a new set of trainable variables, without `compile`.
+"""Rebuilds an optimizer for a new set of trainable variables, without `compile`.
 
-`"carry"`: a variable that stays keeps its slots; a new one gets fresh ones and is remembered as
-born now (see `ages`). `"reset"`: all as in an optimizer that was never used.
+A slot is a variable that the optimizer keeps for a model variable, such as a moment. `"carry"`: a
+variable that stays keeps its slots; a new one gets fresh slots, and its bias correction begins now
+(see `variable_ages`). `"reset"`: the optimizer is as new.
 
 Slots are matched by the identity of the model variable, never by index or name. The optimizer's
-lists are replaced, never shortened: TensorFlow can't write a checkpoint of a list from which
-something was deleted, and an interrupted change is undone by putting the old lists back.
+lists are replaced, never shortened: TensorFlow can't write a checkpoint of a list after a deletion,
+and an interrupted rebuild is undone by restoring the old lists.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
 `_variables`, `_tracker` (`config`, `stored_ids`), `_trainable_variables`,
@@ -26,12 +27,12 @@ from keras_freeze.keras_internals import variable_ages
 Optimizer = Any
 Variable = Any
 
-# Lists of an optimizer as long as its variables that aren't slots.
+# Attributes of an optimizer with one item per variable that aren't slots.
 NOT_SLOTS = ("_variables", "_trainable_variables")
 
 
 def family(optimizer: Optimizer) -> list[Optimizer]:
-    """Returns the optimizer and those that it wraps: LossScaleOptimizer, MultiOptimizer."""
+    """Returns the optimizer and all it wraps, for a LossScaleOptimizer or a MultiOptimizer."""
     members = [optimizer]
     for inner in [
         getattr(optimizer, "inner_optimizer", None),
@@ -54,7 +55,7 @@ def is_built_on(optimizer: Optimizer, variables: list[Variable]) -> bool:
 
 
 def updates_of(optimizer: Optimizer) -> dict[int, int]:
-    """Returns how many updates the optimizer of each variable has made, by the variable's id."""
+    """Returns the number of updates by each variable's optimizer, by the variable's id."""
     counts: dict[int, int] = {}
     for member in leaves(optimizer):
         done = variable_ages.updates(member) // (member.gradient_accumulation_steps or 1)
@@ -66,8 +67,8 @@ def by_variable(optimizer: Optimizer, values: list[Any]) -> dict[int, Any]:
     """Returns the value of each variable's optimizer, by the variable's id.
 
     Args:
-        optimizer: a Keras optimizer, built.
-        values: one for each of `leaves(optimizer)`.
+        optimizer: a built Keras optimizer.
+        values: one value for each of `leaves(optimizer)`.
     """
     return {
         id(variable): value
@@ -79,17 +80,17 @@ def by_variable(optimizer: Optimizer, values: list[Any]) -> dict[int, Any]:
 def rebuild(
     optimizer: Optimizer, variables: list[Variable], mode: str, *, in_fit: bool = True
 ) -> Callable[[], None]:
-    """Makes `optimizer` one of exactly `variables`.
+    """Rebuilds `optimizer` for exactly `variables`.
 
     Args:
         optimizer: a Keras optimizer, wrapped or not. Stays the same object.
         variables: the model's trainable variables, in the model's order.
         mode: `"carry"` or `"reset"`.
-        in_fit: False before the first step. Averages are then those of an earlier `fit`, which its
-            end has put into the weights; these may have been set anew since.
+        in_fit: False before the first training step. The moving averages are then those of an
+            earlier `fit`, which has assigned them to the weights at its end already.
 
     Returns:
-        A function that undoes it. An exception in the middle undoes it as well.
+        A function that undoes the change. If an exception is raised, the change is undone too.
     """
     saved = [_State(member) for member in family(optimizer)]
 
@@ -106,7 +107,7 @@ def rebuild(
         for state in saved:
             state.restore(mode)
         return undo
-    except BaseException:  # also Ctrl-C: never leave half an optimizer behind
+    except BaseException:  # also Ctrl-C, so that the optimizer is never left half rebuilt
         undo()
         raise
 
@@ -115,7 +116,7 @@ def check_carry(optimizer: Optimizer) -> None:
     """Raises if the optimizer has state that can't be matched to its variables.
 
     Raises:
-        FreezeError: a built optimizer keeps variables in another way than Keras' own do.
+        FreezeError: a built optimizer stores variables differently from Keras' own optimizers.
     """
     for member in leaves(optimizer):
         slots = [slot for _, held in _slot_lists(member) for slot in held]
@@ -124,14 +125,14 @@ def check_carry(optimizer: Optimizer) -> None:
         if member.built and unknown:
             raise FreezeError(
                 f"`optimizer='carry'` can't carry over the state of {type(member).__name__}: it "
-                f"keeps {unknown[:3]} neither in a list as long as its variables nor in a "
+                f"keeps {unknown[:3]} neither in a list with one item per variable nor in a "
                 "dictionary by variable. Use optimizer='reset'. Received: optimizer='carry'"
             )
 
 
 def hold(optimizer: Optimizer, variables: list[Variable]) -> None:
     """Makes `variables` the optimizer's own state, in this order, in a new list."""
-    tracker = optimizer.__dict__.pop("_tracker")  # it would turn the list into one of its own
+    tracker = optimizer.__dict__.pop("_tracker")  # it would wrap the list in a tracked one
     try:
         optimizer._variables = list(variables)
     finally:
@@ -142,7 +143,7 @@ def hold(optimizer: Optimizer, variables: list[Variable]) -> None:
 
 
 def _finalize_average(optimizer: Optimizer, staying: list[Variable]) -> None:
-    """With `use_ema`, a variable that leaves takes its average, as at the end of a `fit`."""
+    """With `use_ema`, assigns the average to a removed variable, as Keras does at the end."""
     kept = {id(variable) for variable in staying}
     for member in leaves(optimizer):
         if not (member.use_ema and member.built and variable_ages.updates(member)):
@@ -154,12 +155,12 @@ def _finalize_average(optimizer: Optimizer, staying: list[Variable]) -> None:
 
 
 class _State:
-    """What one optimizer held before the change."""
+    """The state of one optimizer before the rebuild."""
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
         self.attributes = dict(vars(optimizer))
-        # TensorFlow's record of dependencies is one of these, and the only one that is changed.
+        # One of these is TensorFlow's record of dependencies, the only one changed in place.
         plain = [value for value in self.attributes.values() if type(value) in (list, dict)]
         self.contents = [(value, value.copy()) for value in plain]
         self.config = dict(optimizer._tracker.config)
@@ -172,7 +173,7 @@ class _State:
         self.values = [keras.ops.copy(v) for v in self.variables] if averaged else []
 
     def clear(self) -> None:
-        """Back to unbuilt; the update count and the rate stay."""
+        """Makes the optimizer unbuilt; keeps the update count and the learning rate."""
         stays = (id(self.optimizer._iterations), id(self.optimizer._learning_rate))
         hold(self.optimizer, [variable for variable in self.tracked if id(variable) in stays])
         self.optimizer._trainable_variables_indices = {}
@@ -180,7 +181,7 @@ class _State:
         self.optimizer.built = False
 
     def restore(self, mode: str) -> None:
-        """Carries over what the mode says, after `build`."""
+        """Restores the state that the mode keeps; called after `build`."""
         self._track_what_build_left()
         _start_averages(self.optimizer)
         if mode == "carry":
@@ -192,7 +193,7 @@ class _State:
             self.optimizer._iterations.assign(0)
 
     def _track_what_build_left(self) -> None:
-        """State made in `__init__`, not in `build`, is still in its attribute: track it again."""
+        """Tracks variables from `__init__` again, which `build` doesn't create."""
         for name, value in self.attributes.items():
             if _is_variable(value) and vars(self.optimizer).get(name) is value:
                 self.optimizer._tracker.track(value)
@@ -205,7 +206,7 @@ class _State:
                     slot.assign(keras.ops.copy(self.slots[name][old[id(variable)]]))
 
     def _carry_shared(self) -> None:
-        """State that belongs to no variable: a dynamic loss scale, Nadam's product."""
+        """Carries state that belongs to no single variable: dynamic loss scale, Nadam's product."""
         for name, value in self.attributes.items():
             new: Any = vars(self.optimizer).get(name)
             if _is_variable(value) and _is_variable(new) and new is not value:
@@ -219,7 +220,7 @@ class _State:
         variable_ages.set_births(self.optimizer, births)
 
     def undo(self) -> None:
-        """Puts everything back as it was."""
+        """Restores everything to the state before the rebuild."""
         for name in vars(self.optimizer).keys() - self.attributes.keys():
             object.__delattr__(self.optimizer, name)
         for name, value in self.attributes.items():
@@ -236,10 +237,10 @@ class _State:
 
 
 def _slot_lists(optimizer: Optimizer) -> Iterator[tuple[str, list[Variable | None]]]:
-    """The attributes that hold one variable (or None) for each model variable.
+    """Yields the attributes that hold one variable (or None) for each model variable.
 
-    A list in Keras' own optimizers; in a user's, and in Muon of Keras 3.12, it may be a dictionary
-    by `_var_key` or by path.
+    Keras' own optimizers use lists. A custom optimizer, and Muon in Keras 3.12, may use a
+    dictionary by `_var_key` or by path.
     """
     if len(family(optimizer)) > 1:
         return
@@ -255,7 +256,7 @@ def _slot_lists(optimizer: Optimizer) -> Iterator[tuple[str, list[Variable | Non
 
 
 def _start_averages(optimizer: Optimizer) -> None:
-    """A fresh moving average starts from the variable's value, as a copy: JAX donates buffers."""
+    """Starts new moving averages at the variables' values; copies, as JAX donates buffers."""
     if optimizer.use_ema and optimizer.built and len(family(optimizer)) == 1:
         averages = optimizer._model_variables_moving_average
         for variable, average in zip(optimizer._trainable_variables, averages, strict=True):

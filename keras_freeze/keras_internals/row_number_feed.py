@@ -1,14 +1,15 @@
-"""Lets a step of a `fit` over arrays take row numbers in place of rows.
+"""Feeds row numbers instead of rows to the training steps of a `fit` over arrays.
 
-Which rows make a batch, and all random draws that decide it, stay Keras' own; but a row whose
-features are known is never gathered, converted or moved to a device.
+A row is one sample of the data, such as an image or a text. Keras still decides which rows make a
+batch, with its own random draws. But a row whose features are known is never gathered, converted or
+moved to a device.
 
-Only `numbered` gives row numbers. Anyone else who takes a batch (Keras, to build a model; a loop or
-a callback of the user's) gets rows, gathered at that moment.
+Only `numbered` returns row numbers. Other code that takes a batch (Keras, to build a model; a
+custom loop or callback) gets rows, which are gathered at that moment.
 
 Private names used here were tried on Keras 3.12.0 and 3.15.1: `ArrayDataAdapter._inputs`,
 `_shuffle`, `EpochIterator._get_iterator`, `_epoch_iterator`;
-`TFEpochIterator._distributed_dataset`, `_distribute_strategy`; of 3.12.0 alone,
+`TFEpochIterator._distributed_dataset`, `_distribute_strategy`; in 3.12.0 only,
 `JAXEpochIterator._prefetch_numpy_iterator`.
 """
 
@@ -30,18 +31,18 @@ IS_3_16 = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 16)
 
 
 class ArrayFeed:
-    """The arrays that one epoch iterator goes through.
+    """The arrays that one epoch iterator yields batches of.
 
     Args:
-        epoch_iterator: of a `fit` or its validation.
-        to_tensor: makes of an array what the model's steps take.
+        epoch_iterator: the epoch iterator of a `fit` or its validation.
+        to_tensor: converts an array to the kind of tensor that the model's steps take.
 
     Attributes:
-        structure: `x` as it was given.
+        structure: `x` as the user passed it.
         leaves: its arrays.
-        slots: where each row's features are, -1 = unknown; for whoever keeps them.
-        is_new: True for rows whose features nobody asked for yet; for the same.
-        sample: what some of the rows were, for whoever compares them.
+        slots: the place of each row's features in a cache, -1 = unknown; set by the cache.
+        is_new: True for rows whose features haven't been requested yet; set by the cache.
+        sample: a copy of some rows, used by the consistency checks.
     """
 
     def __init__(self, epoch_iterator: Any, to_tensor: Callable[[Array], Any]):
@@ -57,7 +58,7 @@ class ArrayFeed:
         self.slots = np.full(len(self), -1, np.int64)
         self.is_new = np.zeros(len(self), bool)
         self.sample: tuple[Any, ...] | None = None
-        self.late: Any = None  # the class of the iterator while it pulls late
+        self.late: Any = None  # the iterator's class while batches are taken by row number
         self.others = self.inputs[1:]
         self.dataset = getattr(epoch_iterator, "_distributed_dataset", None)
 
@@ -65,15 +66,15 @@ class ArrayFeed:
         return len(self.leaves[0])
 
     def put(self, *, rests: bool = False) -> None:
-        """From the next epoch on, batches can be taken by row number.
+        """Makes batches available by row number, from the next epoch on.
 
         Args:
-            rests: on PyTorch, the iterator is one of ours for one batch at a time (see `wake`). The
-                model holds that of the validation, also after a `fit` that raised.
+            rests: on PyTorch, changes the iterator for one batch at a time only (see `wake`). The
+                model keeps its validation iterator, even after a `fit` that raised.
         """
         take = self._in_order if self.has_plain_order else self._as_keras_does()
         if self.has_plain_order and self.dataset is not None:
-            # TensorFlow goes on with what the arrays held at first
+            # TensorFlow uses the arrays' values from the beginning of `fit`, even if they change.
             self.others = keras.tree.map_structure(_copied, self.inputs[1:])
         self.epoch_iterator._get_iterator = lambda: FedBatches(self, take())
         if keras.backend.backend() == "torch":
@@ -87,14 +88,14 @@ class ArrayFeed:
 
     @cached_property
     def has_plain_order(self) -> bool:
-        """True if the rows come in their order: then no random draw has to be Keras' own."""
+        """True if batches can be made here: no shuffling, and numeric arrays beside `x`."""
         others = [leaf for leaf in keras.tree.flatten(self.inputs[1:]) if leaf is not None]
         return not self.adapter._shuffle and all(map(_is_of_numbers, others))
 
     def _in_order(self) -> Iterator[Batch]:
         """Yields the same batches as Keras, with row numbers instead of rows."""
         if keras.backend.backend() == "torch":
-            iter(self.adapter.get_torch_dataloader())  # draws a number, in whatever order rows come
+            iter(self.adapter.get_torch_dataloader())  # draws a number, even without shuffling
         return self._batches()
 
     def _batches(self) -> Iterator[Batch]:
@@ -107,7 +108,10 @@ class ArrayFeed:
         return None if leaf is None else self.to_tensor(_as_fed(leaf[numbers]))
 
     def _as_keras_does(self) -> Callable[[], Iterator[Batch]]:
-        """Returns what shuffles row numbers as Keras shuffles rows; its own iterator stays."""
+        """Returns a function whose batches are row numbers, shuffled as Keras shuffles the rows.
+
+        Keras' own iterator isn't changed.
+        """
         twin = copy.copy(self.epoch_iterator)
         twin.data_adapter = copy.copy(self.adapter)
         twin.data_adapter._inputs = (np.arange(len(self)), *self.inputs[1:])
@@ -118,36 +122,36 @@ class ArrayFeed:
         return lambda: iter(type(twin)._get_iterator(twin))
 
     def put_back(self) -> None:
-        """From the next epoch on, Keras makes the batches."""
+        """Undoes `put`: from the next epoch on, Keras makes the batches."""
         vars(self.epoch_iterator).pop("_get_iterator", None)
         self.late = None
         if isinstance(self.epoch_iterator, _PullsLate):
             self.epoch_iterator.__class__ = self.epoch_iterator.before
 
     def x(self, numbers: Array) -> Any:
-        """Returns the `x` of a batch of rows, as Keras hands it out."""
+        """Returns the `x` of a batch of rows, as Keras would pass it."""
         places = range(len(self.leaves))
         flat = [self.to_tensor(self.rows(place, numbers)) for place in places]
         return keras.tree.pack_sequence_as(self.structure, flat)
 
     def rows(self, place: int, numbers: Array) -> Array:
-        """Returns rows of an array, in the dtype in which Keras hands them out."""
+        """Returns rows of an array, in the dtype in which Keras would pass them."""
         return _as_fed(self.leaves[place][numbers])
 
     def unknown(self, batch: int) -> Array:
-        """Returns rows without a slot that come in batches of a size, as far as that is known."""
+        """Returns the rows without a slot; if the order is known, only those in full batches."""
         end = len(self) - len(self) % batch if self.has_plain_order else len(self)
         return np.flatnonzero(self.slots[:end] < 0)
 
     @cached_property
     def specs(self) -> list[tuple[tuple[int, ...], str]]:
-        """The shape of a row and the dtype of each leaf."""
+        """The shape of a row and the dtype, for each array."""
         first = [_as_fed(leaf[:1]) for leaf in self.leaves]
         return [(row.shape[1:], keras.backend.standardize_dtype(row.dtype)) for row in first]
 
 
 def _as_fed(rows: Array) -> Array:
-    """Rows in the dtype in which Keras hands them out."""
+    """Returns rows in the dtype in which Keras would pass them."""
     dtype = keras.backend.standardize_dtype(rows.dtype)
     if keras.backend.is_float_dtype(dtype) and dtype != keras.backend.floatx():
         return rows.astype(keras.backend.floatx())
@@ -163,11 +167,11 @@ def _copied(leaf: Array | None) -> Array | None:
 
 
 class Numbers:
-    """Stands for the `x` of a batch whose rows aren't gathered.
+    """Replaces the `x` of a batch whose rows aren't gathered.
 
     Args:
         feed: the arrays.
-        numbers: of the rows.
+        numbers: the row numbers.
     """
 
     def __init__(self, feed: ArrayFeed, numbers: Any):
@@ -176,7 +180,7 @@ class Numbers:
 
 
 def restored(batch: Batch) -> Batch:
-    """Returns a batch as Keras would have handed it out."""
+    """Returns a batch as Keras would have passed it."""
     x, *others = batch if isinstance(batch, tuple) else (batch,)
     return (x.feed.x(x.numbers), *others) if isinstance(x, Numbers) else batch
 
@@ -189,7 +193,7 @@ class FedBatches(Iterator[Batch]):
         taken: the batches, with row numbers.
 
     Attributes:
-        numbered: the same batches, with `Numbers`; each batch comes from one of the two.
+        numbered: the same batches, with `Numbers`; a batch taken here isn't yielded again.
         element_spec: shapes and dtypes, on TensorFlow.
     """
 
@@ -202,9 +206,9 @@ class FedBatches(Iterator[Batch]):
 
 
 class _LateList(list[Batch]):
-    """The batches of one step on PyTorch, where Keras takes them before it calls the step.
+    """The batches for one call of a train or test function on PyTorch.
 
-    Rows are gathered when someone reads the list.
+    Keras takes the batches before the call; their rows are gathered when the list is read.
     """
 
     def __init__(self, numbered: list[Batch]):
@@ -224,7 +228,7 @@ class _LateList(list[Batch]):
 
 
 class _PullsLate:
-    """What a fed epoch iterator of PyTorch does in place of Keras'."""
+    """Overrides `__next__` of a PyTorch epoch iterator: gathers rows only when they are read."""
 
     before: type
     rests: bool
@@ -243,22 +247,22 @@ class _PullsLate:
 
 
 def _pulling_late(kind: Any, rests: bool) -> Any:
-    if issubclass(kind, _PullsLate):  # a `fit` that raised has left it so
+    if issubclass(kind, _PullsLate):  # left over from a `fit` that raised
         return kind
     return type(kind.__name__, (_PullsLate, kind), {"before": kind, "rests": rests})
 
 
 def numbered(data: Any) -> Iterator[Batch]:
-    """Returns the batches of a step, by row number (`Numbers`) where that is possible.
+    """Returns the batches for a call of a train or test function, with `Numbers` if possible.
 
     Args:
-        data: what Keras calls a train or test function with.
+        data: the argument with which Keras calls the function.
     """
     return data.numbered if isinstance(data, FedBatches | _LateList) else iter(data)
 
 
 def array_feed(epoch_iterator: Any, to_tensor: Callable[[Array], Any]) -> ArrayFeed | None:
-    """Returns the feed of an epoch iterator over arrays; None of any other."""
+    """Returns the feed of an epoch iterator over arrays; None for any other iterator."""
     adapter = getattr(epoch_iterator, "data_adapter", None)
     inputs = getattr(adapter, "_inputs", None)
     if type(adapter).__name__ != "ArrayDataAdapter" or not isinstance(inputs, tuple):

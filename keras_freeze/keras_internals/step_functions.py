@@ -1,4 +1,4 @@
-"""The compiled step functions of a model: made anew after a change.
+"""Rebuilds the compiled step functions of a model after a change of `trainable` flags.
 
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1:
 `_loss_tracker` (each `compile` makes a new one), `_flatten_layers`, `_jax_state` and
@@ -23,7 +23,7 @@ Model = Any
 
 
 def is_in_step(model: Model) -> bool:
-    """True if optimizer and step functions belong to the flags that the layers have now."""
+    """True if optimizer and step functions match the current `trainable` flags of the layers."""
     compiled = getattr(model, "_compiled_trainable_state", None) or {}
     fits = optimizer_rebuild.is_built_on(model.optimizer, model.trainable_variables)
     return fits and all(layer.trainable == flag for layer, flag in compiled.items())
@@ -37,7 +37,7 @@ def is_built(model: Model) -> bool:
 def build(model: Model, batch: Any) -> None:
     """Builds a model from the shapes and dtypes of a batch, as Keras does on JAX and PyTorch.
 
-    On TensorFlow it would build a subclassed model in the first step: too late to freeze it.
+    On TensorFlow, Keras builds a subclassed model in the first step: too late to freeze it.
     """
     if not is_built(model) and batch is not None:
         model._symbolic_build(data_batch=batch)
@@ -52,14 +52,14 @@ def check_carry(model: Model) -> None:
 
 
 def take_effect(model: Model, mode: str, *, in_fit: bool = True) -> None:
-    """Makes a change of flags complete inside `fit`, without `compile`.
+    """Makes a change of `trainable` flags take effect inside `fit`, without `compile`.
 
-    Loss, metrics, `stop_training` and History are not touched.
+    Loss, metrics, `stop_training` and History don't change.
 
     Args:
-        model: a compiled model; on JAX its variables hold their values (`sync` was called).
+        model: a compiled model; on JAX its variables hold their values (call `sync` before).
         mode: `"carry"` or `"reset"`.
-        in_fit: False before the first step of a `fit`.
+        in_fit: False before the first training step of a `fit`.
     """
     _watch(model)
     undo: Callable[[], None] | None = None
@@ -79,10 +79,10 @@ def take_effect(model: Model, mode: str, *, in_fit: bool = True) -> None:
 
 
 def _watch(model: Model) -> None:
-    """On TensorFlow, lets the gradient tape see every trainable variable.
+    """On TensorFlow, makes the gradient tape watch every trainable variable.
 
-    A layer that is frozen first and built later has variables that the tape never watches, in
-    stock Keras too: they train never again, with a warning about missing gradients.
+    The tape never watches the variables of a layer that was frozen before it was built. In plain
+    Keras they can't be trained any more, with a warning about missing gradients.
     """
     if hasattr(model, "_distribute_strategy"):
         for variable in model.trainable_variables:
@@ -100,9 +100,9 @@ def _make_functions(model: Model) -> None:
 
 
 def _renew_state(model: Model) -> None:
-    """On JAX, a step that raises makes `fit` put back the state of the step before, by position.
+    """On JAX, replaces the state that `fit` restores if a training step raises.
 
-    That state is in the order before the change: put one in its place in the order that holds now.
+    `fit` restores it by position, so it must be in the current order of variables.
     """
     if hasattr(model, "jax_state_sync"):
         kinds = ("trainable_variables", "non_trainable_variables", "metrics_variables")
@@ -112,7 +112,7 @@ def _renew_state(model: Model) -> None:
 
 
 def has_own_functions(model: Model) -> bool:
-    """True if a loss or a metric is not one of Keras': it may call layers of the model."""
+    """True if a loss or metric isn't from Keras; it may call layers of the model."""
     metrics = model._compile_metrics
     given = [model.loss]
     if metrics is not None:
@@ -125,18 +125,18 @@ def has_own_functions(model: Model) -> bool:
 
 
 def make_train_function(model: Model) -> None:
-    """Makes `model.train_function` anew, with a trace of its own."""
+    """Rebuilds `model.train_function`, with a new trace."""
     with _new_trace(model, "train_step"):
         model.make_train_function(force=True)
 
 
 def make_over(model: Model, kind: str, step: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes the model's train or test function over another step; the model keeps its own.
+    """Returns a train or test function with another step; the model's own doesn't change.
 
     Args:
         model: a compiled model.
         kind: `"train"` or `"test"`.
-        step: stands in for `train_step` or `test_step`.
+        step: replaces `train_step` or `test_step`.
     """
     name = f"{kind}_function"
     with attribute(model, name, None), attribute(model, f"{kind}_step", step):
@@ -146,11 +146,11 @@ def make_over(model: Model, kind: str, step: Callable[..., Any]) -> Callable[...
 
 
 def _new_trace(model: Model, step: str) -> AbstractContextManager[None]:
-    """While this is open, `model.train_step` (or another step) equals no earlier one.
+    """Makes `model.train_step` (or `test_step`) unequal to earlier ones, to force a new trace.
 
-    `jax.jit` hands an equal function the trace of one that is still alive, and bound methods are
-    equal: a step over weights of the same shapes would be the old one, with the old layers' names
-    on the new layers' weights.
+    `jax.jit` reuses the trace of an equal function, and bound methods of a model are equal. For
+    weights of the same shapes, the old trace would then train the new layers' weights in place of
+    the old layers'.
     """
     if not hasattr(model, "jax_state_sync"):
         return nullcontext()
@@ -159,27 +159,27 @@ def _new_trace(model: Model, step: str) -> AbstractContextManager[None]:
 
 
 def sync(model: Model) -> None:
-    """On JAX, gives the variables their values back in the middle of an epoch."""
+    """On JAX, writes the values of the training state back to the variables, within an epoch."""
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
 
 
 def variable_order(model: Model) -> dict[str, list[Any]]:
-    """Returns the variables of a model in the order in which a step's state holds their values."""
+    """Returns the variables of a model in the order of their values in a step's state."""
     kinds = ("trainable_variables", "non_trainable_variables")
     return {kind: list(getattr(model, kind)) for kind in kinds}
 
 
 def keep_order(model: Model, order: dict[str, list[Any]]) -> None:
-    """On JAX, the next sync of a running epoch gives each variable its own value.
+    """On JAX, makes the next sync of a running epoch give each variable its own value.
 
-    Keras puts the values back by position among the variables that are trainable by then: after a
-    change of flags that is the wrong position. This stands on the model until the next sync, which
-    Keras makes at the latest when `fit` ends or raises.
+    Keras assigns the values by position among the variables that are trainable now; after a change
+    of flags these positions are wrong. The replacement stays on the model until the next sync,
+    which Keras makes when `fit` ends or raises, if not before.
 
     Args:
         model: the model that is fitted.
-        order: its variables as `variable_order` gave them for the step that ran last.
+        order: what `variable_order` returned for the last training step.
     """
     if not hasattr(model, "jax_state_sync"):
         return
@@ -200,6 +200,6 @@ def keep_order(model: Model, order: dict[str, list[Any]]) -> None:
 
 
 def _scope(model: Model) -> AbstractContextManager[Any]:
-    """Variables made under a `tf.distribute` strategy must be made in its scope."""
+    """Returns the scope of a `tf.distribute` strategy, in which variables must be created."""
     strategy = getattr(model, "_distribute_strategy", None)
     return nullcontext() if strategy is None else strategy.scope()

@@ -1,4 +1,4 @@
-"""Sets attributes of Keras objects for a while."""
+"""Sets attributes of Keras objects within a context, and restores them at its end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MISSING = object()
 
 @contextmanager
 def attributes(patches: Sequence[Patch]) -> Iterator[None]:
-    """While this is open, each `owner.name` is its value; then all is as it was, come what may.
+    """Sets each `owner.name` to its value within the context; restores all of them at its end.
 
-    The attribute is set on the object itself, past Keras' tracking of variables and layers. One
-    plain loop: this is entered at each step.
+    The attribute is set on the object directly, so Keras doesn't track the value. The code is a
+    plain loop for speed, as it runs at each training step.
     """
     before = [owner.__dict__.get(name, _MISSING) for owner, name, _ in patches]
     try:
@@ -28,7 +28,7 @@ def attributes(patches: Sequence[Patch]) -> Iterator[None]:
 
 
 def _put_back(patches: Sequence[Patch], before: list[Any]) -> None:
-    """Puts everything back, also if Ctrl-C comes in the middle of it."""
+    """Restores the attributes, even if it is interrupted by Ctrl-C."""
     interrupt: KeyboardInterrupt | None = None
     done = False
     while not done:
@@ -46,5 +46,5 @@ def _put_back(patches: Sequence[Patch], before: list[Any]) -> None:
 
 
 def attribute(owner: Any, name: str, value: Any) -> AbstractContextManager[None]:
-    """`attributes` for a single one."""
+    """Does what `attributes` does, for a single attribute."""
     return attributes([(owner, name, value)])

@@ -1,4 +1,8 @@
-"""Which layers are trainable: the flags of leaves, variables and the containers above them."""
+"""Freezes and unfreezes layers: sets the `trainable` flags of layers and variables.
+
+A leaf is a layer that is frozen as one, a container a layer that holds layers (see
+`graph.layer_tree`).
+"""
 
 from __future__ import annotations
 
@@ -21,16 +25,16 @@ BATCH_NORM = ("freeze", "train")
 
 @names_unknown()
 def freeze(layers: Any, batch_norm: str = "freeze") -> None:
-    """Freezes layers, without `fit`. Compile the model afterwards, as Keras asks.
+    """Freezes layers, without `fit`. Compile the model afterwards, as Keras requires.
 
     Args:
-        layers: a layer or model (all below it is frozen), or a list of them.
-        batch_norm: taken for symmetry with `unfreeze`: a frozen BatchNormalization runs in
-            inference mode with either value.
+        layers: a layer or model (all layers in it are frozen), or a list of them.
+        batch_norm: has no effect; it exists for symmetry with `unfreeze`. A frozen
+            BatchNormalization runs in inference mode with either value.
 
     Raises:
         FreezeError: `batch_norm` is neither `"freeze"` nor `"train"`.
-        LayerMatchError: `layers` holds something that is no layer, or nothing.
+        LayerMatchError: `layers` is empty, or an item isn't a layer.
 
     Examples:
         >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="d")])
@@ -44,22 +48,22 @@ def freeze(layers: Any, batch_norm: str = "freeze") -> None:
 
 @names_unknown()
 def unfreeze(layers: Any, batch_norm: str = "freeze") -> None:
-    """Makes layers trainable, without `fit`. Compile the model afterwards, as Keras asks.
+    """Makes layers trainable, without `fit`. Compile the model afterwards, as Keras requires.
 
-    The containers above them are opened too, if they were read by `select_layers`, `freeze` or a
-    callback: a layer alone doesn't know what it is in. So after Keras' own
-    `base.trainable = False`, pass `select_layers(model, "name")` rather than
+    The models and layers that hold them become trainable too, if `select_layers`, `freeze` or a
+    callback has read them before: a Keras layer has no reference to what holds it. So after Keras'
+    own `base.trainable = False`, pass `select_layers(model, "name")` rather than
     `model.get_layer("name")`.
 
     Args:
-        layers: a layer or model (all below it is unfrozen), or a list such as `select_layers`
-            returns.
-        batch_norm: `"freeze"` keeps every BatchNormalization frozen and so in inference mode;
-            `"train"` lets it follow.
+        layers: a layer or model (all layers in it are unfrozen), or a list, such as
+            `select_layers` returns.
+        batch_norm: `"freeze"` keeps every BatchNormalization frozen, so in inference mode;
+            `"train"` unfreezes it with the other layers.
 
     Raises:
         FreezeError: `batch_norm` is neither `"freeze"` nor `"train"`.
-        LayerMatchError: `layers` holds something that is no layer, or nothing.
+        LayerMatchError: `layers` is empty, or an item isn't a layer.
 
     Examples:
         >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="a"),
@@ -97,17 +101,17 @@ def _set_all(layers: Any, trainable: bool, batch_norm: str = "freeze") -> None:
 
 
 def is_batch_norm(layer: Layer) -> bool:
-    """True for the layers that the BatchNorm policy is about."""
+    """True for the layers to which the `batch_norm` policy applies."""
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def may_unfreeze(leaf: Layer, batch_norm: str) -> bool:
-    """Whether the BatchNorm policy lets `leaf` become trainable."""
+    """True if the `batch_norm` policy allows `leaf` to become trainable."""
     return batch_norm == "train" or not is_batch_norm(leaf)
 
 
 def check_not_only_batch_norm(leaves: list[Layer], batch_norm: str, where: str) -> None:
-    """Raises if the policy would leave everything that was to be unfrozen frozen."""
+    """Raises `LayerMatchError` if the policy would keep all of the layers frozen."""
     if leaves and not any(may_unfreeze(leaf, batch_norm) for leaf in leaves):
         raise LayerMatchError(
             f"{where} names only BatchNormalization layers, which batch_norm='freeze' keeps "
@@ -117,12 +121,12 @@ def check_not_only_batch_norm(leaves: list[Layer], batch_norm: str, where: str) 
 
 
 def trained(leaf: Layer, flags: Mapping[int, bool]) -> list[Any]:
-    """Returns the variables of a leaf that are trained under flags.
+    """Returns the variables of a leaf that are trained with these flags.
 
     Args:
-        leaf: a leaf layer.
-        flags: `{id(leaf): trainable}`, and `{id(variable): trainable}` of LoRA adapters, which go
-            before the flag of their leaf. A leaf that isn't in it is judged as it is.
+        leaf: a leaf.
+        flags: `{id(leaf): trainable}`, and `{id(variable): trainable}` of LoRA adapters, which
+            override the flag of their leaf. For other leaves, the current flags are used.
     """
     of_leaf = flags.get(id(leaf))
     return [
@@ -135,7 +139,7 @@ def trained(leaf: Layer, flags: Mapping[int, bool]) -> list[Any]:
 
 
 def flags_now(tree: LayerTree) -> dict[int, bool]:
-    """Returns the flags that the leaves have now, as `trained` reads them."""
+    """Returns the current flags of the leaves, as `trained` takes them."""
     flags = {}
     for leaf in tree.leaves:
         added = adapters(leaf)
@@ -146,14 +150,14 @@ def flags_now(tree: LayerTree) -> dict[int, bool]:
 
 
 def apply_flags(tree: LayerTree, flags: Mapping[int, bool]) -> bool:
-    """Sets the flags of leaves, and of the containers above them; True if anything changed.
+    """Sets the flags of leaves and of the containers above them; True if anything changed.
 
-    A container's own flag must be True when any leaf below is trainable: saving writes it into
-    the config, and loading would freeze everything below again.
+    A container's own flag must be True if any leaf below it is trainable: it is saved in the
+    config, and loading a False flag would freeze everything below.
 
     Args:
         tree: the whole model.
-        flags: as in `trained`; leaves that aren't in it stay as they are.
+        flags: as in `trained`; other leaves don't change.
     """
     before = flags_of(tree)
     ruled = {id(leaf) for leaf in tree.leaves if _is_ruled(leaf, flags)}
@@ -175,7 +179,7 @@ def _is_ruled(leaf: Layer, flags: Mapping[int, bool]) -> bool:
 
 
 def restore_flags(tree: LayerTree, before: Mapping[int, bool]) -> None:
-    """Puts all flags back to what `flags_of` gave."""
+    """Restores all flags to what `flags_of` returned."""
     for layer in tree:
         if id(layer) in before:
             _set_own_flag(layer, before[id(layer)])
@@ -184,19 +188,19 @@ def restore_flags(tree: LayerTree, before: Mapping[int, bool]) -> None:
 
 
 def open_containers(tree: LayerTree) -> None:
-    """Sets the flag of every container with a trainable leaf below; closes none."""
+    """Sets the flag of every container with a trainable leaf below to True; sets none to False."""
     for layer in tree:
         if not layer.trainable and any(leaf.trainable for leaf in tree.below(layer)):
             _set_own_flag(layer, True)
 
 
 def _set_own_flag(layer: Layer, trainable: bool) -> None:
-    """Sets the flag of one layer alone: the public setter would reach everything below."""
+    """Sets the flag of one layer only; the public setter would set all layers below it too."""
     layer._trainable = trainable  # tried on Keras 3.12.0 and 3.15.1
 
 
 def flags_of(tree: LayerTree) -> dict[int, bool]:
-    """Returns what a compiled step depends on: the flag of each layer and variable, by id."""
+    """Returns the flag of each layer and variable, by id; a compiled step depends on these."""
     flags = {}
     for layer in tree:
         flags[id(layer)] = bool(layer.trainable)
@@ -205,5 +209,5 @@ def flags_of(tree: LayerTree) -> dict[int, bool]:
 
 
 def differ(before: Mapping[int, bool], after: Mapping[int, bool]) -> bool:
-    """True if a flag changed; a variable that a layer has built meanwhile is no change."""
+    """True if a flag changed; variables that were created in between don't count."""
     return any(before.get(key, flag) != flag for key, flag in after.items())

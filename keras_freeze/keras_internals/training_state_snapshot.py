@@ -1,4 +1,4 @@
-"""Weights and optimizer slots at one moment of a `fit`, to go back to.
+"""Copies weights and optimizer state at one moment of a `fit`, and restores them later.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
 `_iterations`, `_learning_rate`, `_trainable_variables`, `_accumulated_gradients`, `_var_key`.
@@ -18,12 +18,12 @@ Variable = Any
 
 
 class Snapshot:
-    """Copies, on the host, of all that training has moved.
+    """A copy, in host memory, of all variables that training changes.
 
-    Random seeds are left alone: who goes back doesn't want the same random draws again.
+    Random seeds aren't copied: after `restore`, training shouldn't repeat the same random draws.
 
     Args:
-        model: a compiled model, between two steps.
+        model: a compiled model, between two training steps.
         fixed: ids of variables that can't change, and needn't be copied.
     """
 
@@ -35,13 +35,13 @@ class Snapshot:
         self.updates = [variable_ages.updates(member) for member in leaves(model.optimizer)]
 
     def restore(self) -> None:
-        """Goes back. `iterations` goes on counting; the age of each variable is what it was."""
+        """Restores the copy. `iterations` isn't reset; the ages are (see `variable_ages`)."""
         sync(self.model)
         for variable, value in self.weights:
             variable.assign(value)
         slots = _slots(self.model)
         if {id(variable) for variable in slots} != set(self.slots):
-            return  # made anew since, by a `compile` or a change of flags: they stay as they are
+            return  # `compile` or a change of `trainable` has replaced them since: keep the new
         members = zip(leaves(self.model.optimizer), self.updates, strict=True)
         since = [(member, variable_ages.updates(member) - before) for member, before in members]
         running = {id(v) for member, steps in since for v in _window(member, steps)}
@@ -53,13 +53,19 @@ class Snapshot:
 
 
 def _window(optimizer: Any, steps: int) -> list[Variable]:
-    """What has been accumulated of the window that runs, if the snapshot was at another place."""
+    """Returns the accumulated gradients, if the snapshot was taken elsewhere in its window.
+
+    A window is the training steps between two updates with gradient accumulation.
+    """
     each = optimizer.gradient_accumulation_steps or 1
     return list(optimizer._accumulated_gradients) if steps % each else []
 
 
 def _grow_younger(optimizer: Any, steps: int) -> None:
-    """The updates since don't count: slots of step s are corrected as at step s."""
+    """Discounts the updates since the snapshot: slots of step s get the bias correction of step s.
+
+    See `variable_ages`.
+    """
     steps -= steps % (optimizer.gradient_accumulation_steps or 1)
     births = variable_ages.births_of(optimizer)
     keys = [optimizer._var_key(variable) for variable in optimizer._trainable_variables]
@@ -75,7 +81,7 @@ def _is_seed(variable: Variable) -> bool:
 
 
 def _slots(model: Model) -> list[Variable]:
-    """All that the optimizers keep for variables, but neither counts nor rates."""
+    """Returns the optimizers' variables without `iterations` and learning rates."""
     kept = []
     for member in leaves(model.optimizer):
         others = {id(member._iterations), id(member._learning_rate)}

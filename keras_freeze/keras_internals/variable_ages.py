@@ -1,13 +1,13 @@
-"""The age of each variable: one that is unfrozen at step s is updated as if step s were step 0.
+"""Counts optimizer updates for each variable from the moment it is unfrozen.
 
 Optimizers correct for the start of a run (Adam's bias correction, Kingma & Ba 2015, section 3)
-with one count for all variables. A variable that joins late, with empty slots, would be divided by
-the correction of an old one: Adam's first step is then 2.5 times the learning rate and more. So
-while a step runs, variables are updated in groups of equal age, each group with the update count
-that it would have on its own.
+with one update count for all variables. A variable that is unfrozen late has empty slots, and the
+count of the run is too large for it: Adam's first update would be 2.5 times the learning rate or
+more. So variables are updated in groups of equal age. The *age* of a variable is the number of
+updates since its *birth*, the step at which it was unfrozen. Each group uses its age as the count.
 
 Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12.0 and 3.15.1:
-`_backend_update_step` (the one point that all backends pass), `_iterations`,
+`_backend_update_step` (called on all backends), `_iterations`,
 `_clip_gradients`, `_trainable_variables`,
 `_update_model_variables_moving_average`, `_model_variables_moving_average`, `_u_product` (Nadam).
 """
@@ -37,13 +37,13 @@ Optimizer = Any
 Variable = Any
 Tensor = Any
 
-# {optimizer: {variable key: value of `iterations` when the variable was unfrozen}}. Not on the
-# optimizer: nothing of ours stays on it. Weak: it ends with the optimizer.
+# {optimizer: {variable key: value of `iterations` when the variable was unfrozen}}. It isn't an
+# attribute of the optimizer, as we leave nothing on it. Weak, so that the optimizer can be freed.
 _BIRTHS: weakref.WeakKeyDictionary[Optimizer, dict[Any, int]] = weakref.WeakKeyDictionary()
 
 
 def births_of(optimizer: Optimizer) -> dict[Any, int]:
-    """Returns the births that hold now; none if `iterations` was set back meanwhile."""
+    """Returns the current births; none if `iterations` was reset in between."""
     births = _BIRTHS.get(optimizer, {})
     if births and max(births.values()) > updates(optimizer):
         return {}
@@ -51,12 +51,15 @@ def births_of(optimizer: Optimizer) -> dict[Any, int]:
 
 
 def updates(optimizer: Optimizer) -> int:
-    """Returns how many steps the optimizer has counted, micro-steps of accumulation included."""
+    """Returns the training steps that the optimizer has counted, as `iterations` does.
+
+    With gradient accumulation, steps without an update count too.
+    """
     return int(to_numpy(optimizer._iterations))
 
 
 def set_births(optimizer: Optimizer, births: dict[Any, int]) -> None:
-    """Remembers births, where any differs from 0."""
+    """Stores births, if any differs from 0."""
     if any(births.values()):
         _BIRTHS[optimizer] = births
     else:
@@ -64,7 +67,7 @@ def set_births(optimizer: Optimizer, births: dict[Any, int]) -> None:
 
 
 def own_ages(optimizer: Optimizer, births: dict[Any, int], multipliers: Multipliers) -> list[Patch]:
-    """Returns what makes an optimizer update its variables by their own ages and multipliers."""
+    """Returns patches that make an optimizer use each variable's own age and multiplier."""
 
     def patch(name: str, stand_in: Callable[..., Any], *given: Any) -> Patch:
         return (
@@ -93,7 +96,7 @@ def _update(
     variables: list[Variable],
     learning_rate: Tensor,
 ) -> None:
-    """`update`, once for each group of variables of equal age and multiplier."""
+    """Calls `update` once for each group of variables of equal age and multiplier."""
     groups = _groups(optimizer, births, list(variables))
     products = _Products(optimizer) if isinstance(optimizer, keras.optimizers.Nadam) else None
     for birth, together in groups.items():
@@ -118,7 +121,7 @@ def _average(
     births: dict[Any, int],
     variables: list[Variable],
 ) -> None:
-    """The moving average of the weights (EMA): a group's first step copies the value."""
+    """Updates the moving average of the weights (EMA); a group's first update copies the value."""
     averages = optimizer._model_variables_moving_average
     for birth, indices in _groups(optimizer, births, list(variables)).items():
         own = [averages[i] for i in indices]
@@ -132,7 +135,7 @@ def _average(
 def _groups(
     optimizer: Optimizer, births: dict[Any, int], variables: list[Variable]
 ) -> dict[int, list[int]]:
-    """Indices by birth, the eldest group first."""
+    """Returns the indices of variables by birth, the oldest group first."""
     groups: dict[int, list[int]] = {}
     for index, variable in enumerate(variables):
         groups.setdefault(births.get(optimizer._var_key(variable), 0), []).append(index)
@@ -151,10 +154,10 @@ def _by_multiplier(
 
 @contextmanager
 def _shifted(optimizer: Optimizer, birth: int) -> Iterator[None]:
-    """While this is open, `optimizer.iterations` counts from `birth`.
+    """Makes `optimizer.iterations` count from `birth` within the context.
 
-    With gradient accumulation, from the beginning of the window in which the birth lies: its first
-    update is then update 0, as a fresh optimizer's.
+    With gradient accumulation, it counts from the beginning of the window (the steps between two
+    updates) that contains the birth. The first update is then update 0, as in a new optimizer.
     """
     steps = optimizer.gradient_accumulation_steps or 1
     count = optimizer._iterations
@@ -169,14 +172,14 @@ def _clip(
     births: dict[Any, int],
     grads: list[Tensor],
 ) -> list[Tensor]:
-    """Makes the first accumulated gradient a mean over the steps that its variable has seen.
+    """Corrects the first accumulated gradient of a variable, then clips.
 
-    Keras divides by the whole window; a variable unfrozen inside one has summed fewer gradients.
-    Before clipping, which is of the mean.
+    Keras divides by the number of steps of the whole window, but a variable that was unfrozen
+    within the window has summed fewer gradients. Clipping applies to the mean, so it comes after.
     """
     steps = optimizer.gradient_accumulation_steps or 1
     variables = optimizer._trainable_variables
-    if steps == 1 or len(grads) != len(variables):  # a weight without a gradient: left as it is
+    if steps == 1 or len(grads) != len(variables):  # Keras drops variables without a gradient
         return clip(grads)
     born = [births.get(optimizer._var_key(variable), 0) for variable in variables]
     pairs = zip(grads, born, strict=True)
@@ -191,11 +194,11 @@ def _mean_over_seen(optimizer: Optimizer, grad: Tensor, birth: int, steps: int) 
 
 
 class _Products:
-    """Nadam's running product of momentum factors, one for all variables in Keras.
+    """Gives each group Nadam's running product of momentum factors, which Keras has only once.
 
     Dozat 2016 (Incorporating Nesterov Momentum into Adam): the factor of step i is
-    beta_1 * (1 - 0.5 * 0.96**i). The product is a function of the age alone, so each group's is
-    looked up; the optimizer's own variable ends up with the eldest group's.
+    beta_1 * (1 - 0.5 * 0.96**i). The product depends only on the age, so it is looked up for each
+    group. The optimizer's own variable keeps the product of the oldest group.
     """
 
     # 0.96**i no longer changes a float64 product after this step.

@@ -1,4 +1,4 @@
-"""The numbers that a variable holds."""
+"""Copies the values of variables and tensors to NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Array = np.ndarray[Any, Any]
 
 
 def to_numpy(value: Any) -> Array:
-    """Returns a copy of what a variable, a tensor or a number is.
+    """Returns a copy of the value of a variable, a tensor or a number.
 
-    Without NumPy 2's DeprecationWarning, which `keras.ops.convert_to_numpy` brings on of variables,
-    and on TensorFlow and PyTorch of tensors too: their `__array__` takes no `copy`.
+    `keras.ops.convert_to_numpy` would raise a DeprecationWarning of NumPy 2, as `__array__` of
+    variables, and of tensors of TensorFlow and PyTorch, has no `copy` argument.
     """
     value = keras.ops.convert_to_tensor(value) if isinstance(value, keras.Variable) else value
     if hasattr(value, "detach"):

@@ -1,1 +1,1 @@
-"""Models that bring the callbacks along, for tools that call `fit` for you."""
+"""Models that add the callbacks of keras_freeze by themselves, for tools that call `fit`."""

@@ -1,4 +1,4 @@
-"""The callbacks that a model's own `fit` adds to those of the user."""
+"""Adds the callbacks of a `TransferModel` to those that the user passes to `fit`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from keras_freeze.keras_internals import callbacks_of_fit
 
 
 def add_ours(callbacks: Any, ours: Iterable[Participant], model: Any) -> Any:
-    """Returns the callbacks of a `fit` with ours after them; what was given isn't changed.
+    """Returns the callbacks of a `fit` with ours after them; `callbacks` isn't changed.
 
     Args:
-        callbacks: as `fit` got them: None, one, a list, or a `keras.callbacks.CallbackList`.
-        ours: one of each role; those are left out whose role the user has filled.
+        callbacks: the argument of `fit`: None, a callback, a list, or a
+            `keras.callbacks.CallbackList`.
+        ours: callbacks with different roles; skipped if the user passes one with the same role.
         model: the model that is fitted.
     """
     ready = isinstance(callbacks, keras.callbacks.CallbackList)
@@ -28,5 +29,5 @@ def add_ours(callbacks: Any, ours: Iterable[Participant], model: Any) -> Any:
     joined = [*given.callbacks, *(mine for mine in ours if mine.role not in roles)]
     if not ready:
         return joined
-    # Keras takes such a list as it is: its callbacks must know model and parameters already.
+    # Keras doesn't set model and parameters of the callbacks in a CallbackList.
     return keras.callbacks.CallbackList(joined, model=model, **(given.params or {}))

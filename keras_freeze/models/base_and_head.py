@@ -1,4 +1,4 @@
-"""Augmentation, base and head: what may be given, and how they become one graph."""
+"""Joins augmentation, base and head into one functional model, and checks these arguments."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def check_base(base: Any) -> None:
         )
     if _inputs_of(base) is None:
         raise FreezeError(
-            f"`base` must know its inputs, and {base.name!r} doesn't. Give a Sequential model a "
-            "keras.Input in front; for a subclassed one give a functional model around it: "
+            f"`base` must have known inputs, and {base.name!r} has none. Begin a Sequential model "
+            "with a keras.Input. Wrap a subclassed model in a functional one: "
             f"keras.Model(inputs, base(inputs)). Received: base={base!r}"
         )
 
 
 def read_layers(argument: str, given: Any) -> list[Layer]:
-    """Returns the layers that were given as `augment` or `head`.
+    """Returns the layers in the argument `augment` or `head`, as a list.
 
     Raises:
-        FreezeError: something else is among them.
+        FreezeError: an item isn't a layer.
     """
     layers = list(given) if isinstance(given, (list, tuple)) else [given]
     wrong = [layer for layer in layers if not isinstance(layer, keras.layers.Layer)]
@@ -58,7 +58,7 @@ def join(base: Layer, head: Any, augment: Sequence[Layer]) -> tuple[Tensors, Ten
     """Calls augmentation, base and head on new inputs.
 
     Args:
-        base: as `check_base` accepts it.
+        base: a model that `check_base` accepts.
         head: layers, or a number of classes.
         augment: layers, in order.
 
@@ -66,7 +66,7 @@ def join(base: Layer, head: Any, augment: Sequence[Layer]) -> tuple[Tensors, Ten
         The inputs, the outputs, and the layers of the head.
 
     Raises:
-        FreezeError: `head` can't be meant, or one part doesn't fit the other.
+        FreezeError: `head` is invalid, or a part can't be called on the output of the part before.
     """
     first = augment[0] if augment and _inputs_of(augment[0]) is not None else base
     inputs = _new_inputs(first)
@@ -82,14 +82,14 @@ def _read_head(head: Any, features: Tensors) -> list[Layer]:
     layers = read_layers("head", head)
     if not layers:
         raise FreezeError(
-            "`head` must hold a layer: nothing is left to train beside the base. "
-            f"Received: head={head!r}"
+            "`head` must hold at least one layer, so that there is something to train besides the "
+            f"base. Received: head={head!r}"
         )
     return layers
 
 
 def _classifier(classes: int, features: Tensors) -> list[Layer]:
-    """Pooling where there are spatial axes, and a softmax; named as in keras.applications."""
+    """Returns a pooling, if there are spatial axes, and a softmax, as keras.applications has."""
     if classes < 1:
         raise FreezeError(
             f"`head` as a number of classes must be 1 or more. Received: head={classes}"
@@ -97,7 +97,7 @@ def _classifier(classes: int, features: Tensors) -> list[Layer]:
     if classes == 1:
         warn(
             "`head=1` is a softmax over one class, which is always 1: it can't learn. For two "
-            "classes or a number use head=keras.layers.Dense(1, activation='sigmoid') or "
+            "classes use head=keras.layers.Dense(1, activation='sigmoid'); for regression use "
             "head=keras.layers.Dense(1).",
         )
     shape = getattr(features, "shape", None)
@@ -105,7 +105,7 @@ def _classifier(classes: int, features: Tensors) -> list[Layer]:
     if axes not in POOLING:
         raise FreezeError(
             "`head` can be a number of classes only if the base has one output of shape "
-            "(batch, ..., channels) with up to three spatial axes. Give the layers of the head. "
+            "(batch, ..., channels) with up to three spatial axes. Pass the layers of the head. "
             f"Received: head={classes} for outputs {_shapes(features)}"
         )
     pooling = POOLING[axes]
@@ -118,10 +118,10 @@ def _chain(argument: str, layers: Sequence[Layer], tensors: Tensors) -> Tensors:
         shapes = _shapes(tensors)
         try:
             tensors = layer(tensors)
-        except Exception as error:  # of any type: the layer's own code runs
+        except Exception as error:  # the layer's own code runs, and may raise anything
             remedy = ""
             if argument == "augment":
-                remedy = " A model with a keras.Input of its own says what the images are like."
+                remedy = " To set another input shape, pass a model that begins with a keras.Input."
             raise FreezeError(
                 f"`{argument}` doesn't fit what comes before it: {layer.name!r} was called on "
                 f"inputs of shape {shapes}.{remedy} Received: {argument}={layer!r}. "
@@ -135,7 +135,7 @@ def _shapes(tensors: Tensors) -> Any:
 
 
 def _inputs_of(layer: Layer) -> Tensors | None:
-    """The symbolic inputs of a model in their structure; None if it has none (yet)."""
+    """Returns the symbolic inputs of a model in their structure; None if it has none (yet)."""
     if not isinstance(layer, keras.Model):
         return None
     try:
@@ -145,7 +145,7 @@ def _inputs_of(layer: Layer) -> Tensors | None:
 
 
 def _new_inputs(model: Layer) -> Tensors:
-    """Inputs like those of `model`, by the same names: dicts of data find them."""
+    """Returns new inputs like those of `model`, with the same names, as data may be a dict."""
     layers = [each for each in model.layers if isinstance(each, keras.layers.InputLayer)]
     entries = {layer.name: layer for layer in layers}
     return keras.tree.map_structure(

@@ -1,4 +1,4 @@
-"""Schedule and cache of a model: read from what was given, and as plain data for its file."""
+"""Reads the argument `cache` of a model, and converts its schedule and cache to plain data."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from keras_freeze.graph.layer_tree import Layer, LayerTree, draws_random_numbers
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 
-Plain = Any  # what JSON holds
+Plain = Any  # data that JSON can hold
 CACHE_ARGUMENTS = ("base", "dtype", "max_bytes", "verbose")
 
 
 def read_cache(cache: Any, augment: Sequence[Layer]) -> BottleneckCache | None:
-    """Returns the cache that is meant.
+    """Returns the cache for the argument `cache`, or None.
 
     Args:
         cache: as in `TransferModel`.
-        augment: the layers in front of the base.
+        augment: the layers before the base.
 
     Raises:
-        CacheError: `cache` can't be meant.
+        CacheError: `cache` is invalid.
     """
     if cache is None or cache is False:
         return None
@@ -50,14 +50,14 @@ def _is_random(layers: Sequence[Layer]) -> bool:
 
 
 def follows_fit(cache: Any) -> bool:
-    """True if the `verbose` of `fit` is that of the cache: nobody has said another."""
+    """True if the cache uses the `verbose` of `fit`, as the user hasn't passed another one."""
     return not isinstance(cache, BottleneckCache) and not (
         isinstance(cache, Mapping) and "verbose" in cache
     )
 
 
 def cache_to_plain(cache: BottleneckCache | None, follows: bool) -> Plain:
-    """Returns a cache as a dict of its arguments; a base that is a layer becomes its name."""
+    """Returns a cache as a dict of its arguments; a layer as base is replaced by its name."""
     if cache is None:
         return None
     arguments = {name: getattr(cache, name) for name in CACHE_ARGUMENTS}
@@ -73,12 +73,13 @@ def schedule_to_plain(schedule: Schedule | None, names: Callable[[Any], list[str
 
     Args:
         schedule: the schedule, or None.
-        names: gives the names of what a selector means that has no written form.
+        names: returns the names of the layers that a selector matches; used for selectors that
+            can't be saved.
     """
     if schedule is None:
         return None
     stages = [_written(stage, names) for stage in schedule]
-    base = schedule.base if _is_text(schedule.base) else None  # the model knows its base
+    base = schedule.base if _is_text(schedule.base) else None  # the model saves its base itself
     settings = {"optimizer": schedule.optimizer, "batch_norm": schedule.batch_norm}
     return Schedule(stages, base=base, **settings).get_config()
 
@@ -92,7 +93,7 @@ def _written(stage: Stage, names: Callable[[Any], list[str]]) -> Stage:
 
 
 def schedule_from_plain(config: Plain) -> Schedule | None:
-    """Returns what `schedule_to_plain` was given."""
+    """Returns the schedule for a config from `schedule_to_plain`."""
     return None if config is None else Schedule.from_config(config)
 
 

@@ -1,9 +1,8 @@
-"""How `keras.models.clone_model` makes a TransferModel of a TransferModel.
+"""Makes `keras.models.clone_model` return a TransferModel for a TransferModel.
 
-scikit-learn's wrappers clone the model that they are given. Keras calls the class with the tensors
-of the cloned graph, as it does for functional models, and then hands over how the original was
-compiled: that is where the clone learns which of its layers are the base. Tried on Keras 3.12.0 and
-3.15.1.
+scikit-learn's wrappers clone the model that they receive. As for any functional model, Keras calls
+the class with the tensors of the cloned graph, and then passes the compile config of the original.
+That config also tells the clone which of its layers are the base. Tried on Keras 3.12.0 and 3.15.1.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from keras_freeze.schedule.schedule import Schedule
 
 @dataclass(frozen=True)
 class Setup:
-    """What `fit` has to know beside the graph; the attributes of a TransferModel."""
+    """What `fit` needs besides the graph: the attributes of a TransferModel."""
 
     base: Layer = None
     head: list[Layer] = field(default_factory=list)
@@ -35,7 +34,7 @@ class Setup:
 
 
 class CompileConfig(dict[str, Any]):
-    """What `clone_model` hands from a model to its clone, last of all; in a file a plain dict."""
+    """The compile config, which `clone_model` passes to the clone; saved as a plain dict."""
 
     def __init__(self, config: Mapping[str, Any], setup: Setup):
         super().__init__(config)
@@ -43,15 +42,15 @@ class CompileConfig(dict[str, Any]):
 
 
 def is_graph(given: Any) -> bool:
-    """True for the tensors of a graph, with which `clone_model` calls the class."""
+    """True for symbolic tensors, with which `clone_model` calls the class."""
     symbols = keras.tree.flatten(given)
     return bool(symbols) and all(isinstance(each, keras.KerasTensor) for each in symbols)
 
 
 def setup_of_clone(clone: Any, original: Setup) -> Setup:
-    """Returns the setup of a clone, whose layers are clones already; it gets a cache of its own.
+    """Returns the setup of a clone, with the cloned layers and a new cache.
 
-    Base and augmentation get the original's weights, the head's stay fresh.
+    Base and augmentation get the weights of the original; the head keeps its fresh weights.
     """
 
     def mine(layers: list[Layer]) -> list[Layer]:
@@ -77,14 +76,14 @@ def _take_weights(layer: Layer, pretrained: Layer) -> None:
 
 
 def keep_class(model_class: Any) -> None:
-    """Lets `clone_model` keep a class: it does if the constructor looks like a functional model's.
+    """Makes `clone_model` keep the class of a model.
 
-    Else the clone would be a plain model, trained without the phases. What users ask for, the
-    signature of the class, stays the true one.
+    Keras does so if the signature of the constructor looks like that of a functional model; else
+    the clone would be a plain model. The signature of the class, which users see, doesn't change.
     """
     model_class.__signature__ = inspect.signature(model_class)
     model_class.__init__.__signature__ = inspect.signature(_like_a_functional_model)
 
 
 def _like_a_functional_model(self: Any, *args: Any, **kwargs: Any) -> None:
-    """The constructor that `clone_model` asks for."""
+    """Has the signature that `clone_model` expects of a constructor."""

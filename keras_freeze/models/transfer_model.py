@@ -1,4 +1,4 @@
-"""TransferModel: base and head as one model, whose `fit` does the phases itself."""
+"""TransferModel: a base and a head as one model, whose `fit` freezes and unfreezes the base."""
 
 from __future__ import annotations
 
@@ -26,44 +26,43 @@ ARGUMENTS = ("augment", "schedule", "cache", "name")
 class TransferModel(keras.Model):
     """A base and a head as one model, whose `fit` freezes and unfreezes the base by itself.
 
-    For tools that call `fit` for you, such as `keras.wrappers.SKLearnClassifier` in a pipeline or
-    a search of scikit-learn, and KerasTuner. It is a functional `keras.Model`: `compile`,
+    It is made for tools that call `fit` for you, such as `keras.wrappers.SKLearnClassifier` in a
+    pipeline or search of scikit-learn, or KerasTuner. It is a functional `keras.Model`: `compile`,
     `evaluate`, `predict`, `summary` and `save` are Keras' own. `fit` adds `FreezeBase(base)`,
-    `GradualUnfreeze(schedule)` and `BottleneckCache` to the callbacks that it is given; where one
-    of them is among these already, the given one counts. They print what they do unless
-    `verbose=0`.
+    `GradualUnfreeze(schedule)` and `BottleneckCache` to its `callbacks`; one that you pass
+    yourself is used instead. They print what they do unless `verbose=0`.
 
-    The `.keras` file holds schedule and cache beside the weights; a selector that is a layer or a
-    function is saved as the names of the layers that it means. `keras.models.clone_model`, which
-    scikit-learn's wrappers call, makes a TransferModel too; it makes a fresh head and keeps the
-    weights of base and augmentation, so compile before it is cloned.
+    The `.keras` file holds the schedule and the cache's arguments too; a selector that is a layer
+    or a function is saved as the names of the layers that it matches.
+    `keras.models.clone_model`, which scikit-learn's wrappers call, returns a TransferModel with a
+    fresh head and the same weights of base and augmentation. Compile the model before it is cloned.
 
     Args:
         base: a model whose inputs are known: functional, or Sequential with a `keras.Input`.
         head: a layer, a model or a list of layers, called on the base's output in order; or a
-            number of classes: global average pooling where the output has spatial axes, then a
-            softmax over that many classes.
-        augment: a layer, a model or a list of layers in front of the base; None = nothing. The
-            inputs are the base's, or those of a model that comes first here.
+            number of classes, for global average pooling (if the output has spatial axes) and a
+            softmax.
+        augment: a layer, a model or a list of layers before the base; None = nothing. The inputs
+            are those of the base, or those of a model that comes first here.
         schedule: as in `GradualUnfreeze`; None = the base stays frozen.
         cache: None = no cache; True; a dict of `BottleneckCache`'s arguments; or a
             `BottleneckCache`. After random augmentation only validation can be cached, with a
             `CacheWarning`. `"auto"` = a cache unless the augmentation is random.
-        name: of the model.
-        surplus: none; arguments after `head` are given by name.
-        unknown: none.
+        name: the name of the model.
+        surplus: not used; pass all arguments after `head` by name.
+        unknown: not used.
 
     Attributes:
         base: the base.
         head: a list of the head's layers.
-        augment: a list of the layers in front of the base.
+        augment: a list of the layers before the base.
         schedule: a `Schedule`, or None.
         cache: the `BottleneckCache` that `fit` uses, with its `stats`; or None.
 
     Raises:
-        FreezeError: an argument can't be meant, or the parts don't fit.
-        ScheduleError: `schedule` can't be meant.
-        CacheError: `cache` can't be meant.
+        FreezeError: an argument is invalid, or the shapes of two parts don't fit.
+        ScheduleError: `schedule` is invalid.
+        CacheError: `cache` is invalid.
 
     Examples:
         >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="block1")])
@@ -73,7 +72,7 @@ class TransferModel(keras.Model):
         >>> history = model.fit(x, y, epochs=3, verbose=0)
         >>> history.history["stage"], model.cache.stats.base_passes
         ([0, 0, 1], 1.0)
-        >>> plain = model.unwrap()  # for those who don't have keras_freeze
+        >>> plain = model.unwrap()  # can be loaded without keras_freeze
     """
 
     def __init__(
@@ -111,12 +110,15 @@ class TransferModel(keras.Model):
         self._remember({})
 
     def _remember(self, begun: dict[int, int]) -> None:
-        """The epochs of stages after a trigger, for a `fit` with `initial_epoch`: not tracked."""
+        """Stores the epochs at which stages after a trigger began, for a later `initial_epoch`.
+
+        Keras must not track the dict.
+        """
         object.__setattr__(self, "begun", begun)
 
     @property
     def backbone(self) -> Layer:
-        """The base, by the name under which KerasHub and `FreezeBase()` know it."""
+        """The base, under the name that KerasHub uses and `FreezeBase()` looks for."""
         return self.base
 
     def fit(
@@ -130,7 +132,7 @@ class TransferModel(keras.Model):
         *rest: Any,
         **options: Any,
     ) -> Any:
-        """Trains through the stages; arguments and result are those of `keras.Model.fit`."""
+        """Trains the model through its stages, with the arguments of `keras.Model.fit`."""
         ours = self._callbacks(int(verbose != 0))
         joined = add_ours(callbacks, ours, self)
         try:
@@ -157,16 +159,16 @@ class TransferModel(keras.Model):
         if self.base is None:
             raise FreezeError(
                 f"{self.name!r} doesn't know which of its layers are the base: it was made from "
-                "tensors, or is a clone of a model that wasn't compiled. Use TransferModel(base, "
-                "head, ...), and compile it before it is cloned."
+                "tensors, or cloned from a model that wasn't compiled. Use TransferModel(base, "
+                "head, ...), and compile the model before it is cloned."
             )
 
     def unwrap(self) -> keras.Model:
-        """Returns the plain functional model, which needs no keras_freeze to be loaded.
+        """Returns a plain functional model, which can be loaded without keras_freeze.
 
-        Layers and weights are shared. It is compiled alike, if this one is, with an optimizer that
-        begins anew. Where a loss or metric is a function that Keras doesn't know by name, it isn't,
-        and a warning says so.
+        Layers and weights are shared. If this model is compiled, the plain one is too, with the
+        same arguments and a fresh optimizer. If that fails, for example because a loss is a custom
+        function that isn't registered, it isn't compiled and a warning is shown.
         """
         plain = keras.Model(self.input, self.output, name=self.name)
         if self.compiled:
@@ -174,8 +176,8 @@ class TransferModel(keras.Model):
                 plain.compile_from_config(self.get_compile_config())
             except (TypeError, ValueError) as error:
                 warn(
-                    "The unwrapped model isn't compiled, because what this one is compiled with "
-                    f"can't be made a second time. Compile it yourself. {error}",
+                    "The unwrapped model isn't compiled, because the compile arguments of this "
+                    f"model can't be copied. Compile it yourself. {error}",
                 )
         return plain
 
@@ -210,7 +212,7 @@ class TransferModel(keras.Model):
         return model
 
     def _paths(self, selector: Any) -> list[str]:
-        """The paths of the layers that a selector means, as a selector."""
+        """Returns the paths of the layers that a selector matches, as a selector."""
         inner, outer = LayerTree(self.base), LayerTree(self)
         leaves = select(Scope(inner), selector, where="`schedule`", fallback=Scope(outer))
         return [(inner if leaf in inner else outer).paths(leaf)[-1] for leaf in leaves]
@@ -236,7 +238,7 @@ class TransferModel(keras.Model):
 
 
 def _refuse(surplus: tuple[Any, ...], unknown: Mapping[str, Any]) -> None:
-    listed = "`base`, `head`, and by name `augment`, `schedule`, `cache` and `name`"
+    listed = "`base` and `head`, and the keywords `augment`, `schedule`, `cache` and `name`"
     if surplus:
         raise FreezeError(f"TransferModel takes {listed}. Received: {surplus[0]!r} after `head`")
     for key, value in unknown.items():

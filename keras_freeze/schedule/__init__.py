@@ -1,1 +1,1 @@
-"""What happens when, as data: no training code, no model is touched."""
+"""Schedules: which layers are unfrozen at which epoch. Holds no training code."""

@@ -1,4 +1,4 @@
-"""What a user may give as a schedule, as a list of stages."""
+"""Reads the argument `schedule`: converts all that a user may pass into a list of stages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_freeze.graph.selectors import check_selector
 from keras_freeze.schedule.stage import KEYS, Stage, refuse_unknown
 from keras_freeze.schedule.stage_arguments import check_at
 
-# What a schedule may say about its use, beside the stages: the arguments of `GradualUnfreeze`.
+# Arguments of `GradualUnfreeze` that a schedule may set, with their choices; None = any selector.
 SETTINGS = {
     "base": None,
     "optimizer": (None, "carry", "reset"),
@@ -22,13 +22,13 @@ SUFFIXES = (".yaml", ".yml", ".json", ".toml")
 
 
 def is_path(stages: Any) -> bool:
-    """A string is never a schedule; one that looks like a file's name is meant as one."""
+    """True for a string that looks like the name of a file; no other string is a schedule."""
     suffix = pathlib.PurePath(stages).suffix if isinstance(stages, str) else ""
     return suffix[1:].isalnum()
 
 
 def _hint(stages: Any) -> str:
-    """What may be meant by a string that looks like no file's name."""
+    """Returns a hint for a string that doesn't look like the name of a file."""
     if not isinstance(stages, str) or not stages.strip():
         return ""
     files = [stages + suffix for suffix in SUFFIXES if pathlib.Path(stages + suffix).is_file()]
@@ -54,7 +54,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def in_order(stages: list[Stage]) -> list[Stage]:
-    """By epoch; as they stand where one has none."""
+    """Sorts stages by epoch; keeps their order if one has a trigger instead of an epoch."""
     epochs = [stage.at for stage in stages if isinstance(stage.at, int)]
     if len(epochs) < len(stages):
         return stages
@@ -62,7 +62,7 @@ def in_order(stages: list[Stage]) -> list[Stage]:
 
 
 def stages_of(stages: Any) -> list[Stage]:
-    """Returns the stages in what was given as `schedule`, or raises `ScheduleError`."""
+    """Returns the stages of the argument `schedule`, or raises `ScheduleError`."""
     if isinstance(stages, Mapping):
         return [_stage_from(at, value) for at, value in stages.items()]
     if isinstance(stages, Stage):
@@ -83,7 +83,7 @@ def _from_list(item: Any) -> Stage:
         return _stage_from(check_at(item["at"]), item)
     raise ScheduleError(
         "`schedule` as a list must hold Stage objects, or mappings with the keys "
-        f"{', '.join(KEYS)} (`at` is needed). Received: {item!r}"
+        f"{', '.join(KEYS)} (`at` is required). Received: {item!r}"
     )
 
 

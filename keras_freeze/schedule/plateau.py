@@ -1,4 +1,4 @@
-"""A trigger: a stage begins when the one before it stops getting better."""
+"""Plateau: begins a stage of a schedule when a metric stops improving."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import keras
 from keras_freeze.errors import FreezeError, ScheduleError, check_choice, names_unknown, shown
 
 MODES = ("auto", "min", "max")
-MOST_EPOCHS = 2**31 - 1  # what is more is a slip, and logs could not tell it from its neighbours
+MOST_EPOCHS = 2**31 - 1  # a larger number is a mistake, and logs can't hold it exactly
 RISING = ("acc", "auc", "precision", "recall", "f1", "f_score", "fbeta", "iou", "r2", "top_k")
 
 
 @keras.saving.register_keras_serializable(package="keras_freeze")
 @dataclass(frozen=True, init=False)
 class Plateau:
-    """When a stage begins: after the running one has stopped improving.
+    """Begins a stage when the running stage has stopped improving.
 
-    Stands in place of the epoch: `Stage(at=Plateau(patience=2), unfreeze="block5_*")`. Arguments
-    mean what they mean in Keras' `EarlyStopping`, but they count from the beginning of the running
-    stage. The next stage begins with the epoch after the one in which the trigger fired.
+    Replaces the epoch: `Stage(at=Plateau(patience=2), unfreeze="block5_*")`. The arguments mean the
+    same as in Keras' `EarlyStopping`, but count from the beginning of the running stage. The next
+    stage begins one epoch after the trigger has fired.
 
     Args:
-        monitor: what is watched, a name as it stands in the logs.
-        patience: the number of epochs without an improvement after which the stage ends; 0 is the
+        monitor: the name of the quantity to monitor, as in the logs.
+        patience: the number of epochs without improvement after which the stage ends; 0 = at the
             first epoch that isn't better. With `validation_freq`, only epochs whose logs have the
             monitor count.
-        min_delta: what counts as an improvement: more than this, in the monitor's own unit.
+        min_delta: the minimum change that counts as an improvement, in the monitor's unit.
         mode: `"min"`, `"max"` or `"auto"` (by the monitor's name: `"max"` for accuracies, AUC,
             precision, recall, F-scores, IoU and R2, else `"min"`).
-        min_epochs: the running stage takes at least so many epochs.
-        max_epochs: and at most so many, whether it improves or not; None = no limit.
+        min_epochs: the minimum length of the running stage.
+        max_epochs: the maximum length of the running stage, even if it improves; None = no limit.
 
     Raises:
-        ScheduleError: an argument is unknown or can't be meant.
+        ScheduleError: an argument is unknown or invalid.
 
     Examples:
         >>> Stage(at=Plateau("val_accuracy", patience=2), unfreeze="block5_*")
@@ -66,7 +66,7 @@ class Plateau:
     ):
         if not isinstance(monitor, str) or not monitor:
             raise ScheduleError(
-                "`monitor` of Plateau must be a name of the logs, such as 'val_loss'. "
+                "`monitor` of Plateau must be a name in the logs, such as 'val_loss'. "
                 f"Received: monitor={monitor!r}"
             )
         try:
@@ -98,7 +98,7 @@ class Plateau:
         return self.mode == "max"
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments, as Keras serialises them."""
+        """Returns the arguments, as Keras serializes them."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
@@ -107,7 +107,7 @@ class Plateau:
         return cls(**config)
 
     def given(self) -> dict[str, Any]:
-        """Returns `monitor`, and the arguments that aren't their defaults."""
+        """Returns `monitor`, and the arguments that differ from their defaults."""
         defaults = {field.name: field.default for field in fields(self)}
         arguments = self.get_config()
         return {k: v for k, v in arguments.items() if v != defaults[k] or k == "monitor"}
@@ -117,10 +117,10 @@ class Plateau:
 
 
 class Watched:
-    """How a running stage does under a trigger.
+    """Tracks the monitor during a stage, until the trigger fires.
 
     Args:
-        plateau: the trigger of the stage that waits.
+        plateau: the trigger of the next stage.
     """
 
     def __init__(self, plateau: Plateau):
@@ -133,7 +133,7 @@ class Watched:
         """Counts an epoch; returns whether it is the best so far.
 
         Args:
-            value: of the monitor; None where this epoch has none (`validation_freq`).
+            value: the monitor's value; None if this epoch has none (`validation_freq`).
         """
         self.epochs += 1
         if value is None:
@@ -181,7 +181,7 @@ def _delta(value: Any) -> float:
 
 
 def finite(value: Any) -> float | None:
-    """Returns a number as a float; None for what is no number, a boolean, or no finite float."""
+    """Returns a number as a float; None if it isn't a number, or isn't finite as a float."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Schedules that the literature and Keras' own guides recommend, as ordinary stages."""
+"""Builds the stages of schedules that papers and Keras' guides recommend."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Blocks = list[list[Layer]]
 def two_phase(
     unfreeze: Any, start: int | Plateau, learning_rate: Any, base_learning_rate: Any
 ) -> list[Stage]:
-    """Feature extraction, then fine-tuning: `Schedule.two_phase`."""
+    """Returns the stages of `Schedule.two_phase`: feature extraction, then fine-tuning."""
     rates = {"learning_rate": learning_rate, "base_learning_rate": base_learning_rate}
     return [Stage(start, unfreeze, **rates, name="fine-tuning")]
 
 
 def lp_ft(start: int | Plateau, learning_rate: Any) -> list[Stage]:
-    """The head to its best, then everything: `Schedule.lp_ft`."""
+    """Returns the stages of `Schedule.lp_ft`: the head until its best epoch, then everything."""
     best = isinstance(start, Plateau)
     return [Stage(start, "all", learning_rate=learning_rate, restore_best=best, name="fine-tuning")]
 
 
 def ulmfit(base: Any, start: int, every: int, learning_rate: Any, decay: float) -> list[Stage]:
-    """A block at a time, from the head down: `Schedule.ulmfit`."""
+    """Returns the stages of `Schedule.ulmfit`: a block at a time, from the head down."""
     found = _base_in(base)
     blocks = _blocks(found)
     firsts = [_name(found, block[0]) for block in reversed(blocks)]
@@ -46,7 +46,7 @@ def ulmfit(base: Any, start: int, every: int, learning_rate: Any, decay: float) 
 def auto(
     base: Any, stages: int, start: int, every: int, learning_rate: Any, decay: float | None
 ) -> list[Stage]:
-    """Stages of about equally many parameters: `Schedule.auto`."""
+    """Returns the stages of `Schedule.auto`, each with about as many parameters."""
     found = _base_in(base)
     blocks = _blocks(found)[::-1]  # from the head down
     count = _whole("stages", stages)
@@ -60,7 +60,7 @@ def auto(
 
 
 def chain_thaw(model: Any, base: Any, start: int, every: int, learning_rate: Any) -> list[Stage]:
-    """One block alone, then the next, at last all of them: `Schedule.chain_thaw`."""
+    """Returns the stages of `Schedule.chain_thaw`: each block alone, then all of them."""
     if not isinstance(model, keras.Model):
         raise ScheduleError(
             "`model` of chain_thaw must be the whole model, as its head is frozen and unfrozen "
@@ -87,10 +87,11 @@ def chain_thaw(model: Any, base: Any, start: int, every: int, learning_rate: Any
 def _from_the_top(
     firsts: list[str], start: int, every: int, learning_rate: Any, decay: float | None
 ) -> list[Stage]:
-    """Stages that unfreeze from a layer on, each from one that is further down."""
+    """Returns stages that unfreeze from a layer on, each from a layer further down."""
     begin, step = _epoch(start), _whole("every", every)
     selectors = [f"{first}:" for first in firsts[:-1]] + ["all"]
-    # Again in each stage, for one that resets the optimizer; but a part of a part is another rate.
+    # Repeat the rate in each stage, in case the optimizer is reset. A factor isn't repeated: it
+    # would multiply the rate again.
     again = None if isinstance(learning_rate, Mapping) else learning_rate
     rates = [learning_rate] + [again] * (len(selectors) - 1)
     return [
@@ -100,11 +101,11 @@ def _from_the_top(
 
 
 def _balanced(blocks: Blocks, count: int) -> Blocks:
-    """The last block of each of `count` groups of neighbours with about equally many parameters."""
+    """Returns the last block of each of `count` groups of about as many parameters."""
     sizes = [count_params(v for leaf in block for v in own_variables(leaf)) for block in blocks]
     total, ends = sum(sizes), [-1]
     for number in range(1, count):
-        # At least one block for this group, and one for each that follows.
+        # At least one block for this group, and one for each group after it.
         places = range(ends[-1] + 1, len(blocks) - (count - number))
         wanted = total * number / count
         ends.append(min(places, key=lambda end: abs(math.fsum(sizes[: end + 1]) - wanted)))
@@ -112,11 +113,11 @@ def _balanced(blocks: Blocks, count: int) -> Blocks:
 
 
 def _base_in(base: Any) -> Base:
-    """The base itself, or the one that is found in a model."""
+    """Returns the base for the argument `base`; raises `ScheduleError` unless it is a layer."""
     if not isinstance(base, keras.layers.Layer):
         raise ScheduleError(
-            "`base` must be the base, a model or layer whose weights exist, as its blocks are "
-            f"read. Received: base={base!r}"
+            "`base` must be the base itself, a built model or layer, as its blocks are read from "
+            f"its graph. Received: base={base!r}"
         )
     return Base(base.name, Scope(LayerTree(base)))
 
@@ -126,7 +127,7 @@ def _blocks(base: Base) -> Blocks:
     if not blocks:
         raise ScheduleError(
             f"{base.label!r} has no weights, so there is nothing to unfreeze. Build it first, or "
-            "name another base."
+            "pass another base."
         )
     return blocks
 
@@ -136,13 +137,13 @@ def _name(base: Base, leaf: Layer) -> str:
 
 
 def _unique(tree: LayerTree, leaf: Layer) -> str:
-    """The name of a layer; its path where several have that name."""
+    """Returns the name of a layer, or its path if the name isn't unique."""
     alike = [other for other in tree.leaves if other.name == leaf.name]
     return leaf.name if len(alike) == 1 else tree.paths(leaf)[0]
 
 
 def _epoch(start: Any) -> int:
-    """The epoch of the first of several stages."""
+    """Returns the epoch of the first of several stages; a trigger is an error."""
     at = check_at(start)
     if isinstance(at, Plateau):
         raise ScheduleError(

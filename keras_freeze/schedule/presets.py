@@ -1,4 +1,4 @@
-"""Schedules from the literature and Keras' own guides: the class methods of `Schedule`."""
+"""Schedules from papers and Keras' guides: the class methods of `Schedule`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras_freeze.schedule.unknown_arguments import known_only
 
 
 class Presets:
-    """Makes a schedule of ordinary stages; each method names its source."""
+    """Class methods that return a ready-made schedule; each one names its source."""
 
     def __init__(self, stages: Any):
         raise NotImplementedError
@@ -30,10 +30,10 @@ class Presets:
         Source: Keras' guide "Transfer learning & fine-tuning" (F. Chollet, 2020).
 
         Args:
-            unfreeze: what is fine-tuned, a selector.
+            unfreeze: a selector of the layers to fine-tune.
             start: the epoch, or the `Plateau`, at which fine-tuning begins.
-            learning_rate: of the fine-tuning, as in `Stage`.
-            base_learning_rate: of the base in it, as in `Stage`.
+            learning_rate: the rate of the fine-tuning, as in `Stage`.
+            base_learning_rate: the rate of the base in the fine-tuning, as in `Stage`.
 
         Examples:
             >>> Schedule.two_phase("block5_*", start=5)
@@ -46,15 +46,16 @@ class Presets:
     def lp_ft(cls, *, start: int | Plateau | None = None, learning_rate: Any = None) -> Self:
         """Linear probing, then fine-tuning of everything (LP-FT).
 
-        The head is trained until it no longer improves and put back to its best, so that the first
+        The head is trained until it stops improving, and restored to its best epoch. So the first
         gradients of the fine-tuning don't distort the pretrained features.
 
         Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
         Out-of-Distribution" (ICLR, arXiv 2202.10054).
 
         Args:
-            start: when the fine-tuning begins; None = `Plateau("val_loss", patience=3)`.
-            learning_rate: of the fine-tuning; None = a tenth of the rate before.
+            start: the epoch or the `Plateau` at which the fine-tuning begins; None =
+                `Plateau("val_loss", patience=3)`.
+            learning_rate: the rate of the fine-tuning; None = a tenth of the rate before.
 
         Examples:
             >>> Schedule.lp_ft(start=8, learning_rate=1e-4)
@@ -77,15 +78,15 @@ class Presets:
         """Gradual unfreezing from the head down, with a lower rate for each block below.
 
         Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text
-        Classification" (ACL, arXiv 1801.06146), sections 3.2 and 3.3: a layer an epoch, and rates
-        that shrink by 2.6 from layer to layer. Here a block is what lies between two articulation
-        points of the base's graph, so that no residual block is split.
+        Classification" (ACL, arXiv 1801.06146), sections 3.2 and 3.3: one more layer each epoch,
+        and a rate that is divided by 2.6 from layer to layer. Here a block is the part between two
+        articulation points of the base's graph, so no residual block is split.
 
         Args:
-            base: the base itself, whose graph is read.
-            start: the epoch at which the uppermost block is unfrozen.
-            every: the number of epochs from block to block.
-            learning_rate: from the first stage on; None leaves it alone.
+            base: the base itself; its blocks are read from its graph.
+            start: the epoch at which the last block is unfrozen.
+            every: the number of epochs from one block to the next.
+            learning_rate: the rate from the first stage on; None = unchanged.
             layer_decay: as in `Stage`.
 
         Examples:
@@ -117,7 +118,7 @@ class Presets:
             base: as in `FreezeBase`.
             start: the epoch at which the first block is unfrozen.
             every: the number of epochs for each block.
-            learning_rate: of the last stage, as in `Stage`.
+            learning_rate: the rate of the last stage, as in `Stage`.
 
         Examples:
             >>> layers = [keras.layers.Dense(4, name=f"block{n}") for n in (1, 2)]
@@ -143,16 +144,16 @@ class Presets:
         learning_rate: Any = None,
         layer_decay: float | None = None,
     ) -> Self:
-        """The base in a few stages, from the head down, each with about as many parameters.
+        """Unfreezes the base in a few stages, from the head down, of about as many parameters each.
 
-        It is cut where its graph allows it: no residual block is split.
+        No residual block is split.
 
         Args:
-            base: the base itself, whose graph is read.
-            stages: their number.
-            start: the epoch at which the first one begins.
-            every: the number of epochs from stage to stage.
-            learning_rate: from the first stage on; None leaves it alone.
+            base: the base itself; its blocks are read from its graph.
+            stages: the number of stages.
+            start: the epoch at which the first stage begins.
+            every: the number of epochs from one stage to the next.
+            learning_rate: the rate from the first stage on; None = unchanged.
             layer_decay: as in `Stage`.
 
         Examples:

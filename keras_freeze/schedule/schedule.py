@@ -1,4 +1,4 @@
-"""Stages in order; which one holds in an epoch is a pure function of the schedule."""
+"""Schedule: an ordered list of stages, which says what is trainable in each epoch."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Schedule(Presets):
     Args:
         stages: `{epoch: selector or Stage}`, a list of `Stage` (or of mappings of `Stage`'s
             arguments), another `Schedule`, or the path of a YAML, JSON or TOML file. It isn't
-            changed. Its order matters only where a `Plateau` is in it, which ends the stage that
-            stands before it.
-        base: what `GradualUnfreeze` takes as its `base`, unless it is told another; None = what
-            the other schedule or the file says, if `stages` is one, or else nothing.
-        optimizer: `"carry"` or `"reset"`, in the same way.
-        batch_norm: `"freeze"` or `"train"`, in the same way.
+            changed. The order only matters if there is a `Plateau`, which ends the stage listed
+            before it.
+        base: the default for the `base` of `GradualUnfreeze`; None = the one of the other schedule
+            or the file, if `stages` is one.
+        optimizer: the default for `optimizer`, `"carry"` or `"reset"`; None as for `base`.
+        batch_norm: the default for `batch_norm`, `"freeze"` or `"train"`; None as for `base`.
 
-    An epoch is kept whatever happens: a stage at epoch 20 begins there even if a `Plateau` that
-    stands before it hasn't fired by then; what that stage would have changed is changed with it.
+    A stage with an epoch always begins at that epoch. If a `Plateau` listed before it hasn't fired
+    by then, the changes of the waiting stage are made at the same time.
 
     Raises:
-        ScheduleError: there is no stage, two begin at the same epoch, or one is malformed.
-        LayerMatchError: a selector can't be meant, whatever the model.
+        ScheduleError: there is no stage, two begin at the same epoch, or one is invalid.
+        LayerMatchError: a selector is invalid for any model.
 
     Examples:
         >>> schedule = Schedule({10: "block5_*", 15: "block4_*"})
@@ -82,28 +82,28 @@ class Schedule(Presets):
                 )
             if at > next_at:
                 raise ScheduleError(
-                    f"`schedule` has a Plateau, so its stages must stand in order, but epoch "
+                    f"`schedule` has a Plateau, so its stages must be in order, but epoch "
                     f"{next_at} comes after {at}: {following!r}. Move it."
                 )
 
     @property
     def base(self) -> Any:
-        """The base, where the schedule names one, or None."""
+        """The base, if the schedule sets it, or None."""
         return self._settings.get("base")
 
     @property
     def optimizer(self) -> str | None:
-        """`"carry"` or `"reset"`, where the schedule says so, or None."""
+        """`"carry"` or `"reset"`, if the schedule sets it, or None."""
         return self._settings.get("optimizer")
 
     @property
     def batch_norm(self) -> str | None:
-        """`"freeze"` or `"train"`, where the schedule says so, or None."""
+        """`"freeze"` or `"train"`, if the schedule sets it, or None."""
         return self._settings.get("batch_norm")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of `base`, `optimizer` and `batch_norm` that the schedule sets."""
+        """A dict with those of `base`, `optimizer` and `batch_norm` that the schedule sets."""
         return dict(self._settings)
 
     @classmethod
@@ -114,10 +114,10 @@ class Schedule(Presets):
             path: ends in `.yaml`, `.yml`, `.json` or `.toml`.
 
         Raises:
-            ScheduleError: the file can't be read or can't be meant; it names file, line where it
-                is known, stage and key.
+            ScheduleError: the file can't be read or is invalid; the message names the file, the
+                line if known, the stage and the key.
         """
-        # Only here: pydantic takes a moment to import, and most schedules are code.
+        # Imported here, as pydantic is slow to import and most schedules are written in code.
         from keras_freeze.schedule.files.read_and_write import read_schedule
 
         return read_schedule(path, cls)
@@ -126,10 +126,10 @@ class Schedule(Presets):
         """Writes the schedule to a file, which `from_file` reads back as an equal schedule.
 
         Args:
-            path: ends in `.yaml`, `.yml`, `.json` or `.toml`. A file that is there is replaced.
+            path: ends in `.yaml`, `.yml`, `.json` or `.toml`. An existing file is replaced.
 
         Raises:
-            ScheduleError: a selector is a function or a layer, a rate isn't a float or one of
+            ScheduleError: a selector is a function or a layer, a rate is neither a float nor one of
                 Keras' own schedules, or the file can't be written.
         """
         from keras_freeze.schedule.files.read_and_write import write_schedule
@@ -137,7 +137,7 @@ class Schedule(Presets):
         write_schedule(self.stages, self.settings, path)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the stages and settings, as Keras serialises them."""
+        """Returns the stages and settings, as Keras serializes them."""
         check_written(self.base, "`base` of Schedule")
         stages = [keras.saving.serialize_keras_object(stage) for stage in self.stages]
         return {"stages": stages, **self._settings}
@@ -149,18 +149,18 @@ class Schedule(Presets):
         return cls(**{**config, "stages": stages})
 
     def number_at(self, epoch: int, begun: Mapping[int, int] | None = None) -> int:
-        """Returns the number of the stage that holds in `epoch`; 0 is before the first.
+        """Returns the number of the stage in `epoch`, from 1; 0 = before the first stage.
 
         Args:
-            epoch: counted from 0.
-            begun: the epochs at which stages after a `Plateau` have begun, by number.
+            epoch: the epoch, counted from 0.
+            begun: `{number: epoch}` of stages with a `Plateau` that have begun.
         """
         starts = {n: stage.at for n, stage in enumerate(self, 1) if isinstance(stage.at, int)}
         starts |= begun or {}
         return max((number for number, at in starts.items() if at <= epoch), default=0)
 
     def waiting_at(self, number: int) -> Stage | None:
-        """Returns the stage that waits for a stage to end; None if the next one has its epoch."""
+        """Returns the stage after `number` if a `Plateau` triggers it; None if it has an epoch."""
         following = self.stages[number] if number < len(self.stages) else None
         return following if following and isinstance(following.at, Plateau) else None
 
@@ -175,23 +175,23 @@ class Schedule(Presets):
         base: Any = None,
         order: str = "stage",
     ) -> Any:
-        """Says what each stage will do to a model, before any training.
+        """Shows what each stage will do to a model, before any training.
 
-        What `GradualUnfreeze` is given beside a schedule is to be given to the schedule here:
+        Pass arguments of `GradualUnfreeze` to the schedule:
         `Schedule(stages, optimizer="reset", batch_norm="train").preview(model)`.
 
         Args:
-            model: built, and compiled if rates and the optimizer's memory are to be known.
-            epochs: of the fit, for the length of the last stage; a stage that begins after them is
-                an error.
-            steps_per_epoch: for the number of steps.
-            data: the number of images, or arrays as `fit` takes them: for the bytes of a cache.
+            model: a built model; compiled, for the learning rates and the optimizer's memory.
+            epochs: the epochs of the fit, for the length of the last stage. A stage that begins
+                after them is an error.
+            steps_per_epoch: the training steps per epoch, for the number of steps.
+            data: the number of rows (samples), or arrays as for `fit`, for the size of a cache.
             base: as in `GradualUnfreeze`.
             order: `"stage"`, or `"memory"`: the stage with the largest optimizer first.
 
         Returns:
-            A list of dicts, one for each stage, that prints itself as a table, in notebooks too;
-            `keras_freeze.preview.preview_table.Preview` says what the keys mean. Floating point
+            A list of dicts, one for each stage, which is shown as a table, in notebooks too;
+            `keras_freeze.preview.preview_table.Preview` explains the keys. Floating point
             operations are counted from shapes, a multiply-add as two.
 
         Raises:
@@ -207,7 +207,7 @@ class Schedule(Presets):
             >>> [(row["epochs"], row["trainable_params"], row["cache_bytes"]) for row in table]
             [(2, 5, 3200), (3, 25, 1600)]
         """
-        # Only here: a schedule knows nothing of training until it is asked about a model.
+        # Imported here, as no other part of this package depends on training code.
         from keras_freeze.preview.preview_table import preview
 
         return preview(
@@ -221,7 +221,7 @@ class Schedule(Presets):
         )
 
     def __getitem__(self, number: int) -> Stage:
-        """The stage of that number, counted from 1."""
+        """Returns the stage with this number, counted from 1."""
         return self.stages[number - 1]
 
     def __len__(self) -> int:

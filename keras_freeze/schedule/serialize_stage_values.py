@@ -1,4 +1,7 @@
-"""What of a stage has a written form: selectors that are strings, and Keras' own rate schedules."""
+"""Converts selectors and learning rate schedules of a stage to plain data and back.
+
+Only selectors made of strings, and Keras' own learning rate schedules, can be saved.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import keras
 from keras_freeze.errors import ScheduleError, closest, shown
 from keras_freeze.schedule.plateau import finite
 
-# Only these: a file can't make an object of any other class, and so can't run code.
+# A file can't create objects of any other class, so it can't run code.
 RATES = (
     "CosineDecay",
     "CosineDecayRestarts",
@@ -24,14 +27,14 @@ HOME = "keras.optimizers.schedules"
 
 
 def check_written(selector: Any, where: str) -> None:
-    """Raises `ScheduleError` unless `selector` is made of strings alone (or None)."""
+    """Raises `ScheduleError` unless `selector` is None or consists of strings."""
     if isinstance(selector, (list, tuple)):
         for item in selector:
             check_written(item, where)
     elif selector is not None and not isinstance(selector, str):
         raise ScheduleError(
-            f"{where} can't be written: only names and patterns have a written form, and this is a "
-            f"{'layer' if isinstance(selector, keras.layers.Layer) else 'function'}. Write "
+            f"{where} can't be saved: only names and patterns can be saved, and this is a "
+            f"{'layer' if isinstance(selector, keras.layers.Layer) else 'function'}. Use "
             f"{_written_as(selector)}. Received: {shown(selector)}"
         )
 
@@ -49,32 +52,32 @@ def texts(selector: Any) -> set[str]:
 
 
 def comparable(value: Any) -> Any:
-    """Returns what equal arguments have in common: a file knows no tuples, and makes rates anew."""
+    """Returns a form that is equal for equal arguments, also after reading them from a file."""
     if isinstance(value, (list, tuple)):
         return [comparable(item) for item in value]
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         try:
             return keras.saving.serialize_keras_object(value)
-        except NotImplementedError:  # a class of the user that has no config
+        except NotImplementedError:  # a custom class without `get_config`
             return value
     return value
 
 
 def rate_to_config(rate: Any, where: str) -> dict[str, Any]:
-    """Returns a `LearningRateSchedule` as a file holds it: `{class_name, config}`.
+    """Returns a `LearningRateSchedule` as plain data: `{class_name, config}`.
 
     Raises:
-        ScheduleError: it isn't one of Keras' own.
+        ScheduleError: it isn't one of Keras' own schedules.
     """
     name = type(rate).__name__
     if name not in RATES or type(rate) is not getattr(keras.optimizers.schedules, name):
         raise ScheduleError(
-            f"`learning_rate` of {where} can't be written: a file holds a float, or one of "
+            f"`learning_rate` of {where} can't be saved: a file holds a float, or one of "
             f"{', '.join(RATES)} of {HOME}. Received: {shown(rate)}"
         )
     config = keras.saving.serialize_keras_object(rate)["config"]
     known = inspect.signature(type(rate)).parameters
-    # TOML has no null: what is None by default is left out.
+    # TOML has no null: leave out arguments that are None by default.
     given = {k: v for k, v in config.items() if v is not None or known[k].default is not None}
     for key, value in given.items():
         _check_argument(key, value, known[key].default, name)
@@ -84,11 +87,10 @@ def rate_to_config(rate: Any, where: str) -> dict[str, Any]:
 def rate_from_config(name: str, config: Mapping[str, Any]) -> Any:
     """Returns the `LearningRateSchedule` of that name with these arguments.
 
-    It is made by its class alone, without Keras' deserialisation, which would look up any object
-    that a config names.
+    It calls the class directly. Keras' deserialization would load any object that a config names.
 
     Raises:
-        ScheduleError: an argument is unknown, missing or can't be meant.
+        ScheduleError: an argument is unknown, missing or invalid.
     """
     made = getattr(keras.optimizers.schedules, name)
     known = inspect.signature(made).parameters
@@ -107,11 +109,11 @@ def rate_from_config(name: str, config: Mapping[str, Any]) -> Any:
     try:
         return made(**config)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise ScheduleError(f"{name} refuses its `config`: {error}") from None
+        raise ScheduleError(f"`config` of {name} is invalid: {error}") from None
 
 
 def _check_argument(key: str, value: Any, default: Any, name: str) -> None:
-    """By the argument's default: a switch, a name, or else a number or a list of numbers."""
+    """Raises `ScheduleError` unless an argument has the type of its default, or is a number."""
     if isinstance(default, bool):
         fits, wanted = isinstance(value, bool), "true or false"
     elif key == "name":

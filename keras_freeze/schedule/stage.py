@@ -1,4 +1,4 @@
-"""One stage of a schedule."""
+"""Stage: what a schedule freezes, unfreezes and changes when an epoch begins."""
 
 from __future__ import annotations
 
@@ -35,41 +35,40 @@ class Stage:
 
     Args:
         at: the epoch, counted from 0 as in Keras, at whose beginning the stage begins; or a
-            `Plateau`: it begins when the stage before it has stopped improving.
+            `Plateau`: the stage begins when the stage before it has stopped improving.
         unfreeze: a selector of the layers that become trainable (see `select_layers`). Names and
             patterns are looked up in the base first, then in the rest of the model; slices, indices
-            and percentages count within the base. A layer outside the base stays as its `trainable`
-            flag was when `fit` began until a stage names it, so a head may be listed too.
-        freeze: a selector of the layers that are frozen. A layer outside the base that a stage
-            freezes first begins trainable. A layer in both arguments is an error.
+            and percentages count within the base. A layer outside the base keeps the `trainable`
+            flag that it had when `fit` began until a stage names it, so a head may be listed too.
+        freeze: a selector of the layers that are frozen. A layer outside the base is trainable
+            until the first stage that freezes it. A layer in both arguments is an error.
         learning_rate: a float, a `keras.optimizers.schedules.LearningRateSchedule`, or
-            `{"factor": 0.1}`: that many times the rate before; `None` leaves the rate alone. A
-            schedule is called with `optimizer.iterations`, which goes on
-            counting over the stages with `optimizer="carry"` and begins at 0 with `"reset"`.
-        base_learning_rate: the rate with which the base begins: a float, or `{"factor": 0.01}` for
-            a part of `learning_rate`. From then on it keeps its ratio to `learning_rate`, whatever
-            changes that (a later stage, a Keras schedule, `ReduceLROnPlateau`), until a stage sets
-            another one, or resets the optimizer. `None` leaves the ratio alone, which is 1 at
-            first. Beside a `LearningRateSchedule`, it is the ratio to the schedule's first value.
-        layer_decay: above 0, at most 1: each block of the base, counted from the head, learns at
-            this many times the rate of the one before it (0.38, that is 1/2.6: ULMFiT; 0.8 for
-            deep ones); what lies outside the base learns at the full rate. With a
+            `{"factor": 0.1}` to multiply the rate before; `None` = unchanged. A schedule is called
+            with `optimizer.iterations`, which continues over the stages with `optimizer="carry"`
+            and begins at 0 with `"reset"`.
+        base_learning_rate: the rate of the base when the stage begins: a float, or
+            `{"factor": 0.01}` for a part of `learning_rate`. The base then keeps its ratio to
+            `learning_rate` when that changes (by a later stage, a Keras schedule or
+            `ReduceLROnPlateau`), until a stage sets another one or resets the optimizer. `None` =
+            the ratio is unchanged, at first 1. With a `LearningRateSchedule`, the ratio is that to
+            the schedule's first value.
+        layer_decay: a number above 0, at most 1. Each block of the base, counted from the head, has
+            the rate of the block before it times this number (ULMFiT uses 1/2.6, about 0.38; use
+            0.8 for deep models). Layers outside the base have the full rate. With a
             `base_learning_rate`, that is the rate of the block next to the head. It holds until a
-            stage sets another one, or resets the optimizer. `None` leaves it alone.
-        warmup_steps: the layers that this stage unfreezes begin slowly: update i of so many gets
-            i / `warmup_steps` of the rate. The others are not slowed down. It goes on over the end
-            of the stage, but not into another `fit`.
-        optimizer: `"carry"` or `"reset"` for this stage alone; `None` = as the schedule's user
-            (`GradualUnfreeze`) says.
-        restore_best: goes back, when the stage begins, to the best epoch of the stage that ends:
-            its weights and the optimizer's slots. Best by the monitor of the `Plateau` that ends
-            it; where none is waited for, by `val_loss`. What was best in an earlier `fit` isn't
-            known.
-        name: shown in the stage's lines.
+            stage sets another one or resets the optimizer. `None` = unchanged.
+        warmup_steps: the number of updates over which the layers that this stage unfreezes warm
+            up: update i uses i / `warmup_steps` of the rate. Other layers have no warm-up. The
+            warm-up continues after the end of the stage, but not in another `fit`.
+        optimizer: `"carry"` or `"reset"` for this stage only; `None` = as in `GradualUnfreeze`.
+        restore_best: True restores weights and optimizer slots of the best epoch of the stage
+            before, when this stage begins. The best epoch is chosen by the monitor of this stage's
+            `Plateau`, or by `val_loss` if it has none. Epochs of an earlier `fit` don't count.
+        name: a name that is shown in the lines about the stage.
 
     Raises:
-        ScheduleError: an argument is unknown or can't be meant.
-        LayerMatchError: a selector can't be meant, whatever the model.
+        ScheduleError: an argument is unknown or invalid.
+        LayerMatchError: a selector is invalid for any model.
 
     Examples:
         >>> Stage(at=10, unfreeze="block5_conv1:", learning_rate=1e-5, name="fine-tune")
@@ -126,7 +125,7 @@ class Stage:
         return mine == its
 
     def __hash__(self) -> int:
-        """Stages that are equal have equal epochs; a selector may be a list, which has no hash."""
+        """Hashes `at` only, as a selector may be a list, which has no hash."""
         return hash(self.at)
 
     def _check(self) -> None:
@@ -161,7 +160,7 @@ class Stage:
             )
 
     def _check_overlap(self) -> None:
-        """Selectors that mean the same layers in every model; `fit` finds the others."""
+        """Finds selectors that match the same layers in every model; `fit` finds the others."""
         unfrozen, frozen = texts(self.unfreeze), texts(self.freeze)
         subtracts = any(text.startswith("!") for text in (*unfrozen, *frozen))
         both = sorted(unfrozen & frozen)
@@ -172,10 +171,10 @@ class Stage:
             )
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments, as Keras serialises them.
+        """Returns the arguments, as Keras serializes them.
 
         Raises:
-            ScheduleError: a selector is a function or a layer, which has no written form.
+            ScheduleError: a selector is a function or a layer, which can't be saved.
         """
         self.check_writable()
         config = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -199,12 +198,11 @@ class Stage:
             check_written(getattr(self, argument), f"`{argument}` of Stage(at={self.at})")
 
     def given(self) -> dict[str, Any]:
-        """Returns the arguments that aren't their defaults, `at` first."""
-        # An epoch of 0 is no default.
+        """Returns `at`, which has no default, and the arguments that differ from their defaults."""
         return {"at": self.at, **self._given(fields(self)[1:])}
 
     def _given(self, among: Sequence[Field[Any]]) -> dict[str, Any]:
-        """The arguments that aren't their defaults."""
+        """Returns the arguments that differ from their defaults."""
         given = [(field, getattr(self, field.name)) for field in among]
         return {
             field.name: value
@@ -216,19 +214,19 @@ class Stage:
         return f"Stage({', '.join(f'{key}={value!r}' for key, value in self.given().items())})"
 
     def title(self, number: int) -> str:
-        """Returns how messages call the stage: its number, and its name if it has one."""
+        """Returns the stage's name in messages: its number, and its name if it has one."""
         return f"Stage {number}" + (f" '{self.name}'" if self.name else "")
 
 
 KEYS = tuple(field.name for field in fields(Stage))
 
 
-# What people call them, where no rule of `closest` finds it.
+# Other words for keys that `closest` can't find.
 ALSO_CALLED = {"at": ("epoch", "start", "begin", "begins"), "unfreeze": ("thaw", "layers", "train")}
 
 
 def meant_by(key: Any) -> str:
-    """Returns a hint at the key of a stage that is meant by an unknown one; "" if none is near."""
+    """Returns a hint with the closest key of a stage; "" if no key is similar."""
     named = next((name for name, others in ALSO_CALLED.items() if key in others), None)
     return f" Did you mean {named!r}?" if named else closest(key, KEYS)
 

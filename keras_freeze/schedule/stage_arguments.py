@@ -1,4 +1,4 @@
-"""Checks the arguments of a stage, each alone."""
+"""Checks the arguments of a stage, one at a time."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def check_rate(rate: Any) -> Any:
     if checked is not None:
         return checked
     raise ScheduleError(
-        "`learning_rate` must be a float above 0, a LearningRateSchedule, or {'factor': 0.1} for a "
-        f"part of the rate before. Received: learning_rate={shown(rate)}"
+        "`learning_rate` must be a float above 0, a LearningRateSchedule, or {'factor': 0.1} to "
+        f"multiply the rate before. Received: learning_rate={shown(rate)}"
     )
 
 
@@ -54,7 +54,7 @@ def check_base_rate(rate: Any) -> Any:
         return checked
     schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
     hint = (
-        " The base follows a schedule given as `learning_rate`, at its own ratio."
+        " Pass a schedule as `learning_rate`; the base follows it at its own ratio."
         if schedule
         else ""
     )
@@ -65,7 +65,7 @@ def check_base_rate(rate: Any) -> Any:
 
 
 def _number_or_factor(rate: Any) -> float | dict[str, float] | None:
-    """A float above 0, or `{"factor": such a float}`; None if it is neither."""
+    """Returns a float above 0, or `{"factor": float above 0}`; None if `rate` is neither."""
     factor = rate["factor"] if isinstance(rate, Mapping) and [*rate] == ["factor"] else None
     number = _positive(rate if factor is None else factor)
     return number if number is None or factor is None else {"factor": number}
@@ -77,13 +77,13 @@ def check_decay(decay: Any) -> float | None:
     if decay is None or (number is not None and number <= 1):
         return number
     raise ScheduleError(
-        "`layer_decay` must be a float above 0, at most 1, by which the rate shrinks from block to "
-        f"block. Received: layer_decay={shown(decay)}"
+        "`layer_decay` must be a float above 0, at most 1, by which the rate is multiplied from "
+        f"block to block. Received: layer_decay={shown(decay)}"
     )
 
 
 def _positive(value: Any) -> float | None:
-    """The value as a float, if it is a number above 0 that a float can hold."""
+    """Returns the value as a float, or None if it isn't a finite number above 0."""
     number = finite(value)
     return number if number is not None and number > 0 else None
 
@@ -94,6 +94,6 @@ def check_steps(steps: Any) -> int:
     if whole and 0 <= steps <= sys.maxsize:
         return operator.index(steps)
     raise ScheduleError(
-        "`warmup_steps` must be a whole number of steps, 0 or more. "
+        "`warmup_steps` must be a whole number of updates, 0 or more. "
         f"Received: warmup_steps={shown(steps)}"
     )

@@ -1,4 +1,4 @@
-"""JSON, TOML and YAML: a text to plain data and back, with the lines of its values."""
+"""Reads and writes JSON, TOML and YAML, with the line of each value for error messages."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ PAIR = re.compile(r"\s*(\"[^\"]*\"|'[^']*'|[\w-]+)\s*=")
 
 
 def load_json(source: Source, text: str) -> Any:
-    """Returns the data of a JSON text; notes the lines of its values in `source`.
+    """Returns the data of a JSON text; records the lines of its values in `source`.
 
     Raises:
-        ScheduleError: the text is no JSON, or has a key twice.
+        ScheduleError: the text is invalid JSON, or has a key twice.
     """
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise source.error(f"the JSON is broken: {error.msg}.", line=error.lineno) from None
+        raise source.error(f"the JSON is invalid: {error.msg}.", line=error.lineno) from None
     except RecursionError:
         raise source.error("the JSON is nested too deeply.") from None
-    except ValueError:  # Python reads no number of more than 4300 digits
+    except ValueError:  # Python doesn't read numbers of more than 4300 digits
         raise source.error("the JSON has a number that is too long.") from None
     _note_json(source, text)
     return data
 
 
 def _note_json(source: Source, text: str) -> None:
-    """Notes the line of each value of a JSON text that is known to be right."""
-    path: list[Any] = []  # of the value that is read; None: a key comes next
+    """Records the line of each value of a valid JSON text."""
+    path: list[Any] = []  # the path of the current value; None = a key comes next
     seen: list[set[str]] = []  # the keys of each open object; a list has an empty set
     line, last = 1, 0
     for token in TOKEN.finditer(text):
@@ -63,10 +63,10 @@ def _note_json(source: Source, text: str) -> None:
 
 
 def load_toml(source: Source, text: str) -> Any:
-    """Returns the data of a TOML text; notes the lines of its tables and pairs in `source`.
+    """Returns the data of a TOML text; records the lines of its tables and pairs in `source`.
 
     Raises:
-        ScheduleError: the text is no TOML.
+        ScheduleError: the text is invalid TOML.
     """
     try:
         data = tomllib.loads(text)
@@ -74,20 +74,20 @@ def load_toml(source: Source, text: str) -> Any:
         what, _, place = str(error).partition(" (at line ")
         number = re.match(r"\d+", place)
         line = int(number[0]) if number else text.count("\n") + 1
-        raise source.error(f"the TOML is broken: {what}.", line=line) from None
+        raise source.error(f"the TOML is invalid: {what}.", line=line) from None
     except RecursionError:
         raise source.error("the TOML is nested too deeply.") from None
-    except ValueError:  # Python reads no number of more than 4300 digits
-        raise source.error("the TOML has a number that is too long, or no such date.") from None
+    except ValueError:  # Python doesn't read numbers of more than 4300 digits
+        raise source.error("the TOML has an invalid date or a number that is too long.") from None
     _note_toml(source, text)
     return data
 
 
 def _note_toml(source: Source, text: str) -> None:
-    """Notes the lines of tables and of `key = value`; tomllib doesn't tell them.
+    """Records the lines of tables and of `key = value`, which tomllib doesn't return.
 
-    A line in the middle of a value of several lines may be taken for a pair. A table at the end of
-    a file, or a pair, stays where it was found first: it is a matter of messages alone.
+    A line within a value of several lines may be mistaken for a pair. For a repeated name, the
+    first line is kept. This affects only the line numbers in messages.
     """
     table: list[Any] = []
     count: dict[str, int] = {}
@@ -119,7 +119,7 @@ def dump_toml(source: Source, data: Any) -> str:
         import tomli_w
     except ImportError:
         raise source.error(
-            "to write TOML needs tomli-w, which isn't installed. Run `pip install tomli-w` (or "
+            "writing TOML needs tomli-w, which isn't installed. Run `pip install tomli-w` (or "
             "`pip install 'keras_freeze[toml]'`), or use a .json file."
         ) from None
     try:

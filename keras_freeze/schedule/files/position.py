@@ -1,4 +1,4 @@
-"""Where in a file something stands, for messages."""
+"""Names the file, line and stage of a value in error messages."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from keras_freeze.errors import ScheduleError, shown
 
-Path = tuple[Any, ...]  # keys and places in lists, from the top of the file
-MOST_DEEP = 20  # a schedule needs 6
+Path = tuple[Any, ...]  # keys, and indices in lists, from the top of the file
+MOST_DEEP = 20  # the maximum depth of nesting; a schedule needs 6
 
 
 @dataclass
@@ -19,8 +19,7 @@ class Source:
 
     Args:
         name: the path as the user wrote it.
-        lines: the line of each value, by its keys from the top of the file; of those that the
-            format lets us know.
+        lines: the line of each value, if known, by its path.
     """
 
     name: str | os.PathLike[str]
@@ -29,12 +28,13 @@ class Source:
     def error(
         self, message: str, *, path: Path = (), stage: str = "", line: int | None = None
     ) -> ScheduleError:
-        """Returns the error that says where `message` applies.
+        """Returns a `ScheduleError` that names file, line and stage before the message.
 
         Args:
-            path: of the value; its line is looked up, or that of what holds it.
-            stage: how the stage is called, if one is meant.
-            line: if it is known.
+            message: what is wrong.
+            path: the path of the value, for its line or the line of what holds it.
+            stage: the stage's name in messages, if the message is about a stage.
+            line: the line, if known.
         """
         line = line or self.line_of(path)
         name = os.fspath(self.name)
@@ -46,11 +46,11 @@ class Source:
         return ScheduleError(f"{', '.join(filter(None, where))}: {message}")
 
     def line_of(self, path: Path) -> int | None:
-        """The line of the value at `path`, or of what holds it; None of the file as a whole."""
+        """Returns the line of the value at `path`, or of what holds it; None if unknown."""
         known = (self.lines.get(path[:length]) for length in range(len(path), 0, -1))
         return next((line for line in known if line), None)
 
     def check_new(self, key: Any, known: Container[Any], line: int | None = None) -> None:
-        """Raises `ScheduleError` if a mapping has the key already."""
+        """Raises `ScheduleError` if a mapping already has the key."""
         if key in known:
-            raise self.error(f"the key {shown(key)} is there twice. Remove one.", line=line)
+            raise self.error(f"the key {shown(key)} appears twice. Remove one.", line=line)

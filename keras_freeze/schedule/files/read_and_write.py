@@ -1,4 +1,4 @@
-"""Schedules as files: YAML, JSON and TOML."""
+"""Reads schedules from YAML, JSON and TOML files, and writes them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from keras_freeze.schedule.serialize_stage_values import check_written, rate_to_
 from keras_freeze.schedule.stage import Stage
 
 T = TypeVar("T")
-MOST_BYTES = 128 * 1024  # some two thousand stages
+MOST_BYTES = 128 * 1024  # about two thousand stages
 
 
 def read_schedule(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
     """Returns the schedule in a file.
 
     Args:
-        path: of the file.
-        make: makes a schedule of the arguments of `Schedule`.
+        path: the path of the file.
+        make: returns a schedule for the arguments of `Schedule`.
     """
     source, file = _source(path)
     text = _text(source, file)
@@ -63,24 +63,25 @@ def _source(path: Any) -> tuple[Source, pathlib.Path]:
     if file.suffix.lower() not in LOAD:
         hint = closest(file.suffix.lower(), LOAD)
         raise source.error(
-            f"a schedule's file must end in {', '.join(LOAD)}.{hint} Received: {file.suffix!r}"
+            f"the name of a schedule file must end in {', '.join(LOAD)}.{hint} "
+            f"Received: {file.suffix!r}"
         )
     return source, file
 
 
 def _text(source: Source, file: pathlib.Path) -> str:
-    """The text of a file, which is looked at before it is read."""
+    """Returns the text of a file, after a check of its kind and size."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
             raise source.error(
-                f"this is {'a folder' if stat.S_ISDIR(status.st_mode) else 'no regular file'}, "
-                "not a schedule's file."
+                f"this is {'a folder' if stat.S_ISDIR(status.st_mode) else 'a special file'}, "
+                "not a schedule file."
             )
         if status.st_size > MOST_BYTES:
             raise source.error(
-                f"the file is too large for a schedule: {status.st_size} bytes, and at most "
-                f"{MOST_BYTES} are read."
+                f"the file is too large for a schedule: {status.st_size} bytes. The maximum is "
+                f"{MOST_BYTES} bytes."
             )
         with file.open("rb") as stream:
             content = stream.read(MOST_BYTES)
@@ -102,7 +103,7 @@ def _why(error: Exception) -> str:
 
 
 def _near(file: pathlib.Path) -> str:
-    """What the user may have meant by a file that isn't there."""
+    """Returns a hint for a file that doesn't exist."""
     try:
         names = [each.name for each in file.parent.iterdir() if each.suffix.lower() in LOAD]
     except OSError:
@@ -111,7 +112,7 @@ def _near(file: pathlib.Path) -> str:
 
 
 def _replace(file: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole: a reader never sees half of it."""
+    """Replaces a file atomically, so that a reader never sees a part of it."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -124,7 +125,7 @@ def _replace(file: pathlib.Path, content: bytes) -> None:
 
 
 def _plain(stages: Iterable[Stage], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A schedule as strings, numbers, lists and mappings."""
+    """Returns a schedule as strings, numbers, lists and mappings."""
     check_written(settings.get("base"), "`base` of Schedule")
     plain = {key: _lists(value) for key, value in settings.items()}
     return {**plain, "stages": [_plain_stage(stage) for stage in stages]}
@@ -142,5 +143,5 @@ def _plain_stage(stage: Stage) -> dict[str, Any]:
 
 
 def _lists(value: Any) -> Any:
-    """The value, with lists for tuples, which not every format knows."""
+    """Replaces tuples by lists, as some formats have no tuples."""
     return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,8 +1,8 @@
-"""What a schedule file may hold: the models that check it, and its JSON Schema for editors.
+"""Defines the valid keys and types of a schedule file, as pydantic models, and its JSON Schema.
 
 A new argument of `Stage` is one line in `Changes`. A description completes "`key` must be ..." in
-messages, and is what an editor shows. Checked is strictly: no string is taken for a number. What
-needs more than the shape (a share above 100 %, a stage that changes nothing) `Stage` itself says.
+messages, and is shown by editors. Types are strict: a string isn't converted to a number. `Stage`
+checks what depends on more than the types (a share above 100 %, a stage that changes nothing).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODE = "'carry' or 'reset'"
 
 
 class Strict(BaseModel):
-    """A mapping with known keys, whose values have the type that is asked for."""
+    """A mapping with known keys only, whose values have exactly the given types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -38,7 +38,7 @@ class Selector(RootModel[Any]):
 class Trigger(Strict):
     """Begins the stage when the one before it has stopped improving: see `Plateau`."""
 
-    monitor: str = Field("val_loss", min_length=1, description="a name of the logs")
+    monitor: str = Field("val_loss", min_length=1, description="a name in the logs")
     patience: int = Field(3, ge=0, le=MOST_EPOCHS, description="a number of epochs, 0 or more")
     min_delta: float = Field(0.0, ge=0, description="a number, 0 or more")
     mode: Literal["auto", "min", "max"] = Field("auto", description="'auto', 'min' or 'max'")
@@ -53,12 +53,12 @@ class WhenOver(Strict):
 
     plateau: Trigger = Field(
         description="a mapping with any of the keys monitor, patience, min_delta, mode, "
-        "min_epochs, max_epochs; {} = as they are by default"
+        "min_epochs, max_epochs; {} = the defaults"
     )
 
 
 class RateSchedule(Strict):
-    """A learning rate schedule of Keras, as Keras serialises it."""
+    """A learning rate schedule of Keras, as Keras serializes it."""
 
     class_name: Literal[RATES] = Field(  # type: ignore[valid-type]
         description=f"a class of keras.optimizers.schedules: {', '.join(RATES)}"
@@ -71,7 +71,7 @@ class RateSchedule(Strict):
 
 
 class Factor(Strict):
-    """A part of the learning rate before."""
+    """A factor by which the learning rate is multiplied."""
 
     factor: float = Field(gt=0, description="a number above 0, such as 0.1")
 
@@ -110,7 +110,7 @@ BaseRate = Annotated[
 
 
 class Changes(Strict):
-    """What changes when a stage begins: the arguments of `Stage` but for `at`."""
+    """What changes when a stage begins: the arguments of `Stage` without `at`."""
 
     unfreeze: Selector | None = Field(None, description=SELECTOR)
     freeze: Selector | None = Field(None, description=SELECTOR)
@@ -125,7 +125,7 @@ class Changes(Strict):
         None, gt=0, le=1, description="a number above 0, at most 1, such as 0.8"
     )
     warmup_steps: int = Field(
-        0, ge=0, le=MOST_EPOCHS, description="a whole number of steps, 0 or more"
+        0, ge=0, le=MOST_EPOCHS, description="a whole number of updates, 0 or more"
     )
     optimizer: Literal["carry", "reset"] | None = Field(None, description=MODE)
     restore_best: bool = Field(False, description="true or false")
@@ -133,7 +133,7 @@ class Changes(Strict):
 
 
 class Entry(Changes):
-    """One of a list of stages."""
+    """One stage in a list of stages."""
 
     at: At = Field(
         description="an epoch, a whole number counted from 0 and below 2147483648, or a trigger, "
@@ -150,10 +150,10 @@ STAGES = 'a list of stages, each with `at` and what it changes, or a mapping {10
 
 
 class Settings(Strict):
-    """The stages, and how they are used."""
+    """The stages, and the settings that are the same for all of them."""
 
     schema_: str | None = Field(
-        None, alias="$schema", description="where an editor finds the schema"
+        None, alias="$schema", description="the path of the JSON Schema, for editors"
     )
     base: Selector | None = Field(None, description="the name of the base, or " + SELECTOR)
     optimizer: Literal["carry", "reset"] | None = Field(None, description=MODE)
@@ -161,7 +161,7 @@ class Settings(Strict):
 
 
 class Plan(Settings):
-    """A file as it is checked: the short forms are written out."""
+    """A file as it is checked, with the short forms expanded."""
 
     stages: Entries = Field(description=STAGES)
 

@@ -1,4 +1,4 @@
-"""Checks the data of a schedule file; an error names file, line, stage and key."""
+"""Checks the data of a schedule file; an error names the file, line, stage and key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLE = 'Write, for example, [{at: 10, unfreeze: "block5_*"}] under `stages`'
 
 
 def schedule_arguments(source: Source, data: Any) -> dict[str, Any]:
-    """Returns the arguments of `Schedule` that the data of a file stand for.
+    """Returns the arguments of `Schedule` for the data of a file.
 
     Raises:
         ScheduleError: the data are invalid.
@@ -45,12 +45,12 @@ def schedule_arguments(source: Source, data: Any) -> dict[str, Any]:
 
 @dataclass
 class _Written:
-    """The data of a file with its short forms written out.
+    """The data of a file, with the short forms expanded.
 
     Args:
         source: the file.
         data: `{"stages": [...], ...}`.
-        origins: where each stage stands in the file.
+        origins: the path of each stage in the file.
     """
 
     source: Source
@@ -58,19 +58,19 @@ class _Written:
     origins: list[Path]
 
     def check(self) -> None:
-        """Raises `ScheduleError` unless the data have the shape of a schedule."""
+        """Raises `ScheduleError` unless the data have the keys and types of a schedule."""
         try:
             Plan.model_validate(self.data)
         except ValidationError as error:
             problems = error.errors(include_url=False, include_input=False, include_context=False)
             found = [(self._path(each["loc"]), each) for each in problems]
-            # Of what is wrong with the first stage, the most precise.
+            # Report the first stage with an error, and of its errors the most deeply nested one.
             first = _stage_of(found[0][0])
             path, problem = max((e for e in found if _stage_of(e[0]) == first), key=_depth)
             raise self._explain(path, problem) from None
 
     def stage(self, place: int) -> Stage:
-        """Returns a stage, of data that were checked."""
+        """Returns a stage; call `check` before."""
         given = dict(self.data["stages"][place])
         path: Path = ("stages", place)
         try:
@@ -109,7 +109,7 @@ class _Written:
         return self.source.error(message, path=path, stage=stage)
 
     def _path(self, location: Path) -> Path:
-        """The part of pydantic's location that is in the data: it names types of unions too."""
+        """Returns pydantic's location without the names of types, as a path in the data."""
         here, path = self.data, []
         for part in location:
             inside = (isinstance(here, dict) and part in here) or (
@@ -129,10 +129,10 @@ class _Written:
         if kind in ("extra_forbidden", "invalid_key"):
             return self._unknown(path[:-1] if path[-1:] == (key,) else path, key)
         while path and isinstance(path[-1], int) and len(path) > 2:
-            path = path[:-1]  # an item of a list of selectors: the key counts
+            path = path[:-1]  # for an item of a list of selectors, report the key of the list
         if len(path) == 2 and path[0] == "stages":
             return self.error(
-                f"a stage must be a mapping with `at` and what changes. {EXAMPLE}. "
+                f"a stage must be a mapping with `at` and what it changes. {EXAMPLE}. "
                 f"Received: {shown(value)} (of type {type(value).__name__})",
                 path,
             )
@@ -148,7 +148,7 @@ class _Written:
         known = [field.alias or name for name, field in self._model_of(path).model_fields.items()]
         known = sorted(known, key="at".__ne__)
         here = self._value(path)
-        key = next((each for each in here if str(each) == str(key)), key)  # null is "None" there
+        key = next((each for each in here if str(each) == str(key)), key)  # pydantic has "None"
         value = here.get(key)
         hint = home_of(key, known) or (meant_by(key) if "at" in known else closest(key, known))
         return self.error(
@@ -158,7 +158,7 @@ class _Written:
         )
 
     def _model_of(self, path: Path) -> type[BaseModel]:
-        """The model of the mapping at a path."""
+        """Returns the model of the mapping at a path."""
         if path[:1] != ("stages",) or len(path) < 2:
             return Plan
         models: dict[Path, type[BaseModel]] = {
@@ -179,7 +179,7 @@ class _Written:
 
 
 def _plan(source: Source, data: Any) -> _Written:
-    """Writes out the short forms: a list of stages, `{epoch: selector or Stage's arguments}`."""
+    """Expands the short forms: a list of stages, `{epoch: selector or Stage's arguments}`."""
     top: Path = ("stages",)
     if data is None or data in ({}, []):
         raise source.error(f"the file holds no schedule. {EXAMPLE}.")
@@ -187,21 +187,21 @@ def _plan(source: Source, data: Any) -> _Written:
         data, top = {"stages": data}, ()
     if not isinstance(data, Mapping):
         raise source.error(
-            f"a schedule's file must hold a mapping with `stages`, or a list of stages. {EXAMPLE}. "
+            f"a schedule file must hold a mapping with `stages`, or a list of stages. {EXAMPLE}. "
             f"Received: {shown(data)} (of type {type(data).__name__})"
         )
     if "stages" not in data and any(map(_looks_like_an_epoch, data)):
         for key, value in data.items():
             if not _looks_like_an_epoch(key):
                 raise source.error(
-                    f"the key {shown(key)} stands beside epochs. Put the epochs under `stages`. "
+                    f"the key {shown(key)} is next to epochs. Put the epochs under `stages`. "
                     f"Received: {key}={shown(value)}",
                     path=(key,),
                 )
         data, top = {"stages": data}, ()
     check_no_lone_stage(source, data, ())
     if "stages" not in data:
-        return _Written(source, dict(data), [])  # a typo, perhaps: the models know
+        return _Written(source, dict(data), [])  # perhaps a typo, which `check` reports
     stages = data["stages"]
     if stages is None or stages in ({}, []):
         raise source.error(f"the file holds no stages. {EXAMPLE}.", path=("stages",))
@@ -214,7 +214,7 @@ def _plan(source: Source, data: Any) -> _Written:
 
 
 def _write_out(source: Source, key: Any, value: Any, path: Path) -> dict[Any, Any]:
-    """One entry of `{epoch: selector or Stage's arguments}` as a stage."""
+    """Returns one entry of `{epoch: selector or Stage's arguments}` as a stage."""
     text = isinstance(key, str) and EPOCH.fullmatch(key) is not None and len(key) < 20
     at = int(key) if text else key
     if not text and not _is_epoch(key):
@@ -233,7 +233,7 @@ def _write_out(source: Source, key: Any, value: Any, path: Path) -> dict[Any, An
         return {"at": at, "unfreeze": value}
     if value.get("at", at) != at:
         raise source.error(
-            f"the stage has another epoch than its key. Use the same in both. Received: "
+            f"the key and `at` of the stage are different epochs. Use the same in both. Received: "
             f"at={shown(value['at'])}",
             path=(*path, "at"),
             stage=f"stage at {at}",
@@ -242,7 +242,7 @@ def _write_out(source: Source, key: Any, value: Any, path: Path) -> dict[Any, An
 
 
 def _near(path: Path, value: Any) -> str:
-    """The closest of a few words, where a key takes only these."""
+    """Returns a hint with the closest valid value, for keys with a few valid values."""
     choices = {
         "optimizer": ("carry", "reset"),
         "batch_norm": ("freeze", "train"),
@@ -255,13 +255,13 @@ def _near(path: Path, value: Any) -> str:
 
 
 def named_in(message: str) -> Path:
-    """The key that a message of `Stage` or `Schedule` names first."""
+    """Returns the key that a message of `Stage` or `Schedule` names first."""
     name = re.search(r"`(\w+)`", message)
     return (name[1],) if name else ()
 
 
 def _stage_of(path: Path) -> Path:
-    """The beginning of a path that says which stage it is in; () at the top of the file."""
+    """Returns the path of the stage that holds a path; () at the top of the file."""
     return path[:2] if len(path) > 1 and path[0] == "stages" else ()
 
 

@@ -1,8 +1,8 @@
-"""YAML as schedules need it: plain data by the rules of YAML 1.2, with the line of each value.
+"""Reads and writes YAML by the rules of YAML 1.2, with the line of each value.
 
-PyYAML follows YAML 1.1, which reads `1e-5` as a string, `1:20` as 80 and `off` as false. Here its
-parser is used alone; what a scalar means is decided by YAML 1.2's core rules. Aliases and tags are
-refused, so a file can neither grow as it is read nor name a Python object.
+PyYAML follows YAML 1.1, which reads `1e-5` as a string, `1:20` as 80 and `off` as false. Here only
+its parser is used; scalars are converted by YAML 1.2's core schema. Aliases and tags are errors, so
+a file can't grow when it is read, and can't name a Python object.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ WORDS = {
 
 
 def load(source: Source, text: str) -> Any:
-    """Returns the data of a YAML text; notes the lines of its values in `source`.
+    """Returns the data of a YAML text; records the lines of its values in `source`.
 
     Raises:
         ScheduleError: PyYAML is missing, or the text isn't one document of plain values.
     """
     yaml = import_yaml(source)
-    # The parser in C is some 20 times as fast; not every build of PyYAML has it.
+    # The parser in C is about 20 times as fast; not every build of PyYAML has it.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return _Reader(source, yaml.parse(text, Loader=loader)).document()
@@ -44,21 +44,21 @@ def load(source: Source, text: str) -> Any:
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         place = mark.index if mark else getattr(error, "position", 0)
         line = text.count("\n", 0, place) + 1
-        if "nesting depth" in what:  # PyYAML 6.0.4 looks further ahead than its events, and counts
+        if "nesting depth" in what:  # PyYAML 6.0.4 has a limit of its own, and reads ahead
             raise source.error(f"{TOO_DEEP}.", line=line) from None
         raise source.error(
-            f"the YAML is broken: {what}. Put names with the signs : * ! % {{ [ in quotes, and "
-            "indent with spaces.",
+            f"the YAML is invalid: {what}. Put names with the characters : * ! % {{ [ in quotes, "
+            "and indent with spaces.",
             line=line,
         ) from None
 
 
 def dump(source: Source, data: Any) -> str:
-    """Returns the YAML text of plain data, which `load` reads back as it is."""
+    """Returns the YAML text of plain data, which `load` reads back unchanged."""
     yaml = import_yaml(source)
 
     class Dumper(yaml.SafeDumper):  # type: ignore[name-defined]
-        """Quotes what YAML 1.1 or 1.2 would read as something else than a string."""
+        """Quotes strings that YAML 1.1 or 1.2 would read as another type."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True
@@ -66,13 +66,13 @@ def dump(source: Source, data: Any) -> str:
     Dumper.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT.pattern})\Z"), list("-+.0123456789")
     )
-    # PyYAML writes these three as they are, and reads them as the end of a line.
+    # PyYAML writes these three characters unescaped, and reads them as the end of a line.
     breaks = re.search("[\x85\u2028\u2029]", json.dumps(data, ensure_ascii=False))
     return str(yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=not breaks))
 
 
 def import_yaml(source: Source) -> Any:
-    """Returns PyYAML; only here, as most schedules are code."""
+    """Returns PyYAML, imported only when needed, as most schedules are written in code."""
     try:
         import yaml
     except ImportError:
@@ -95,7 +95,7 @@ class _Reader:
         data = self.node(next(self.events), ()) if self._begins(next(self.events)) else None
         for event in self.events:
             if type(event).__name__ == "DocumentStartEvent":
-                raise self._refuse("a second document begins here, and a file holds one", event)
+                raise self._refuse("a second document begins here; a file holds only one", event)
         return data
 
     def _begins(self, event: Any) -> bool:
@@ -105,16 +105,15 @@ class _Reader:
         kind = type(event).__name__
         if kind == "AliasEvent":
             raise self._refuse(
-                "aliases are not allowed. If a pattern is meant, put it in quotes: "
-                f'"*{event.anchor}"',
+                f'aliases (*) are not allowed. Put a pattern in quotes: "*{event.anchor}"',
                 event,
             )
         if event.anchor is not None:
             raise self._refuse(f"anchors (&{event.anchor}) are not allowed. Write it out", event)
         if event.tag is not None:
             raise self._refuse(
-                f"tags ({event.tag}) are not allowed. If '!' takes layers away, put it in quotes: "
-                '"!bn_*"',
+                f"tags ({event.tag}) are not allowed. Put a selector that begins with '!' in "
+                'quotes: "!bn_*"',
                 event,
             )
         if len(path) > MOST_DEEP:
