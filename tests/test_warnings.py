@@ -40,7 +40,7 @@ def test_one_place_makes_numpy_arrays_of_variables():
         }
         callers |= {path.name} if names & {"convert_to_numpy", "get_weights"} else set()
     # The demo uses its bases and Keras' augmentation as anyone would.
-    assert callers == {"small_digits.py", "mnist_base.py", "mnist_task.py"}
+    assert callers == {"small_digits.py", "mnist_base.py", "few_labels_task.py"}
 
 
 @pytest.mark.parametrize("trainable", [True, False])

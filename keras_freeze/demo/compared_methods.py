@@ -57,7 +57,7 @@ def two_fits(base: Any, train: Examples, watched: Examples) -> Trained:
     first = model.fit(*train, epochs=FINE_TUNE_AT, validation_data=watched, **OPTIONS)
     base.trainable = True
     for layer in base.layers:  # BatchNorm stays frozen, as the guide says
-        layer.trainable = layer.name == "block4_conv"
+        layer.trainable = layer.name == "block3_conv"
     model.compile(keras.optimizers.Adam(FINE_TUNE_RATE), LOSS, metrics=["accuracy"])
     epochs = {"initial_epoch": FINE_TUNE_AT, "epochs": EPOCHS}
     second = model.fit(*train, validation_data=watched, **epochs, **OPTIONS)
@@ -73,7 +73,7 @@ def features_by_hand(base: Any, train: Examples, watched: Examples) -> Trained:
     validation = {"validation_data": (watched_features, watched[1])}
     first = head.fit(features, train[1], epochs=FINE_TUNE_AT, **validation, **OPTIONS)
     for layer in base.layers:
-        layer.trainable = layer.name == "block4_conv"
+        layer.trainable = layer.name == "block3_conv"
     model = keras.Sequential([base, head])
     model.compile(keras.optimizers.Adam(FINE_TUNE_RATE), LOSS, metrics=["accuracy"])
     epochs = {"initial_epoch": FINE_TUNE_AT, "epochs": EPOCHS}
@@ -96,5 +96,5 @@ def one_fit(
 
 def own_schedule() -> Schedule:
     """Returns the schedule of `one_fit`: a fresh optimizer at the second stage, as in two fits."""
-    stage = Stage(FINE_TUNE_AT, "block4_conv", learning_rate=FINE_TUNE_RATE)
+    stage = Stage(FINE_TUNE_AT, "block3_conv", learning_rate=FINE_TUNE_RATE)
     return Schedule([stage], optimizer="reset")

@@ -115,7 +115,7 @@ def _print_task() -> None:
         f"keras_freeze demo on {keras.backend.backend()}: handwritten digits, 28x28 pixels.\n"
         "A base is pretrained on MNIST, once. It is then transferred to scikit-learn's digits, by\n"
         f"other writers, with {LABELLED} labelled images a digit, each in {VARIANTS} variants: as "
-        "it is, and\nrotated, shifted and scaled.\n",
+        "it is, and\nrotated and shifted.\n",
         flush=True,
     )
 

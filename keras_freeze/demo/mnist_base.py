@@ -1,4 +1,4 @@
-"""The base: four convolutional blocks with BatchNorm, pretrained on 5,000 images of MNIST."""
+"""The base: three convolutional blocks with BatchNorm, pretrained on 5,000 images of MNIST."""
 
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from keras_freeze.demo.optional_imports import load_extra
 Weights: TypeAlias = dict[str, list[NDArray[np.float32]]]
 
 SHAPE = (28, 28, 1)
-WIDTHS = (24, 48, 64, 64)
+WIDTHS = (24, 48, 64)
 PRETRAINING_EPOCHS = 2
 PRETRAINING_RATE = 2e-3
 
@@ -38,7 +38,7 @@ class RowCounter(layers.Layer):
 
 
 def build_base(counter: RowCounter | None = None) -> Any:
-    """Builds the base, blocks `block1` to `block4` of convolution, BatchNorm and ReLU.
+    """Builds the base, blocks `block1` to `block3` of convolution, BatchNorm and ReLU.
 
     Args:
         counter: Stands before the first block.
@@ -49,10 +49,9 @@ def build_base(counter: RowCounter | None = None) -> Any:
     inputs = keras.Input(SHAPE)
     x = counter(inputs) if counter else inputs
     x = _block(x, 1, kernel_size=5, strides=2)
-    for number in (2, 3):
-        x = _block(x, number, kernel_size=3)
-        x = layers.MaxPooling2D(name=f"block{number}_pool")(x)
-    return keras.Model(inputs, _block(x, 4, kernel_size=3), name="base")
+    x = layers.MaxPooling2D(name="block2_pool")(_block(x, 2, kernel_size=3))
+    x = layers.MaxPooling2D(name="block3_pool")(_block(x, 3, kernel_size=3))
+    return keras.Model(inputs, x, name="base")
 
 
 def _block(x: Any, number: int, **shape: int) -> Any:

@@ -1,7 +1,7 @@
 """A small pretrained base and 8x8 digits to transfer it to: for the examples of docs and tests.
 
 Everything is made in seconds and offline. The command `keras-freeze demo` has images and a base of
-its own, in `mnist_task.py` and `mnist_base.py`.
+its own, in `few_labels_task.py` and `mnist_base.py`.
 """
 
 import functools
