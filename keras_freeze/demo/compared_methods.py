@@ -4,8 +4,9 @@ They get the same data, epochs, rates and seeds. Keras would shuffle one `fit` a
 order, so that their losses couldn't be compared: the images are shuffled once, before.
 
 The rates were chosen on another task: MNIST's digits 0-4, five labelled images of each, with a base
-pretrained on 5-9, four other seeds. Of three pairs of rates for the transfer this one did best, and
-of 1e-3 and 3e-3 for training from scratch 3e-3. The demo's test images had no part in the choice.
+of four blocks pretrained on 5-9, and four other seeds. Of three pairs of rates for the transfer
+this one did best, and of 1e-3 and 3e-3 for training from scratch 3e-3. The demo's test images had
+no part in the choice.
 """
 
 from typing import Any, NamedTuple, TypeAlias
