@@ -81,11 +81,13 @@ def _draw_seconds(axes: Any, results: Sequence[Result]) -> None:
     words = [f"{s:.1f} s\nbase ran {p:.0f}x" for s, p in zip(seconds, passes, strict=True)]
     axes.bar_label(bars, words, padding=5, fontsize=9)
     axes.set_title("Seconds of a run", pad=30, loc="left", weight="bold")
-    axes.set(xlabel="seconds, median", xlim=(0, 1.4 * max(seconds)), yticks=[])
+    axes.set(xlabel="seconds, median", xlim=(0, 1.5 * max(seconds)), yticks=[])
     axes.invert_yaxis()
     _tidy(axes)
 
 
 def _tidy(axes: Any) -> None:
+    axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y" if axes.get_yticks().size else "x", alpha=0.25)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
