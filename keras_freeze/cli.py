@@ -83,9 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo = commands.add_parser(
         "demo",
-        help="transfer a small base from the digits 0-4 to 5-9, beside two fits and from scratch",
-        description="Pretrains a small base on handwritten digits 0-4 and transfers it to 5-9, in "
-        "one fit, by Keras' two-fit recipe, and from scratch. Prints a table, writes a plot.",
+        help="one fit beside two fits, features by hand and training from scratch",
+        description="Pretrains a base on MNIST and transfers it to other handwritten digits with "
+        "few labels: in one fit, by Keras' two-fit recipe, with bottleneck features by hand, and "
+        "from scratch. Prints a table, writes a plot.",
     )
     demo.add_argument(
         "--schedule", type=Path, help="a file with the schedule of the one fit (default: its own)"

@@ -20,8 +20,8 @@ from keras_freeze import (
     ScheduleError,
     select_layers,
 )
-from keras_freeze.demo import digits_transfer, methods
-from keras_freeze.demo.models import build_model, compile_model
+from keras_freeze.demo import digits_transfer
+from keras_freeze.demo.small_digits import build_model
 from keras_freeze.graph.layer_tree import count_params
 from tests import builders
 from tests.builders import L
@@ -200,15 +200,15 @@ def test_each_preset_learns_the_demos_digits(name: str, tmp_path: pathlib.Path):
     """From a file that it was written to, through all of its stages; by chance 20 % are right."""
     base, few, test = digits_transfer()
     keras.utils.set_random_seed(0)
-    model = build_model(base)
-    compile_model(model, methods.HEAD_RATE)
+    model = build_model(base, learning_rate=3e-3)
     schedule = DIGITS[name](model, base)
     schedule.to_file(tmp_path / "plan.yaml")
     thaw = GradualUnfreeze(tmp_path / "plan.yaml", verbose=0)
-    options = {"batch_size": methods.BATCH_SIZE, "epochs": methods.EPOCHS, "verbose": 0}
+    epochs = 18
+    options = {"batch_size": 10, "epochs": epochs, "verbose": 0}
     history = model.fit(*few, callbacks=[FreezeBase("base"), thaw], **options).history
     begun = thaw.begun
-    assert history["stage"] == [schedule.number_at(e, begun) for e in range(methods.EPOCHS)]
+    assert history["stage"] == [schedule.number_at(e, begun) for e in range(epochs)]
     assert set(history["stage"]) == set(range(len(schedule) + 1))
     _, accuracy = model.evaluate(*test, batch_size=len(test[0]), verbose=0)
     assert accuracy > 0.7

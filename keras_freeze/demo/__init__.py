@@ -1,6 +1,7 @@
-"""The demo behind ``keras-freeze demo``: one ``fit`` beside two, on handwritten digits."""
+"""The demo behind `keras-freeze demo`, and a small base and digits for the examples of the docs."""
 
-from keras_freeze.demo.methods import Result, digits_transfer
-from keras_freeze.demo.run import run_demo
+from keras_freeze.demo.demo_command import run_demo
+from keras_freeze.demo.measured_run import Result
+from keras_freeze.demo.small_digits import digits_transfer
 
 __all__ = ["Result", "digits_transfer", "run_demo"]

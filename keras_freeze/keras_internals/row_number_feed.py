@@ -27,7 +27,7 @@ from keras_freeze.keras_internals.variable_values import to_numpy
 
 Array = np.ndarray[Any, Any]
 Batch = Any
-IS_3_16 = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 16)
+VERSION = tuple(map(int, keras.__version__.split(".")[:2]))
 
 
 class ArrayFeed:
@@ -48,7 +48,8 @@ class ArrayFeed:
     def __init__(self, epoch_iterator: Any, to_tensor: Callable[[Array], Any]):
         # On JAX, some versions of Keras put batches on the device before the step. It matters
         # where a step isn't compiled: NumPy rounds differently.
-        puts_ahead = hasattr(epoch_iterator, "_prefetch_numpy_iterator") or IS_3_16
+        is_new = keras.backend.backend() == "jax" and VERSION >= (3, 16)
+        puts_ahead = is_new or hasattr(epoch_iterator, "_prefetch_numpy_iterator")
         self.to_tensor = keras.ops.convert_to_tensor if puts_ahead else to_tensor
         self.epoch_iterator = epoch_iterator
         self.adapter = epoch_iterator.data_adapter
