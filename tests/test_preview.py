@@ -219,7 +219,7 @@ def test_it_shows_itself():
     assert repr(table) == str(table)
 
 
-NOTHING = "nothing to cache: no frozen layer with weights comes before all that is trained"
+NOTHING = "nothing to cache: no frozen layer with weights comes before the trainable layers"
 
 
 def notes(table: Any) -> list[str]:
