@@ -13,7 +13,7 @@ import keras_freeze
 HOME = Path(keras_freeze.__file__).parent
 RAISED = {"FreezeError", "ScheduleError", "LayerMatchError", "CacheError", "error", "_refuse"}
 WARNED = {"warn", "tell"}
-ASIDE = "StepAsideError"
+ASIDE = "NotCacheableError"
 VARIES = "\N{HORIZONTAL ELLIPSIS}"  # stands for the part of a message that varies
 
 
@@ -37,7 +37,7 @@ def aside() -> list[tuple[str, str]]:
     """Pairs of a cause for which a cache steps aside, and its remedy."""
     found = [
         (_text(call.args[0], constants), _text(call.args[1], constants))
-        for call, constants in _calls(HOME / "features", {ASIDE})
+        for call, constants in _calls(HOME / "feature_cache", {ASIDE})
         if len(call.args) == 2
     ]
     return sorted(set(found))
