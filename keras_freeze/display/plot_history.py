@@ -105,9 +105,7 @@ def _draw(axes: Any, curves: Curves, keys: Sequence[str]) -> None:
             label=key,
             color=colors[key.removeprefix("val_")],
             linestyle="--" if key.startswith("val_") else "-",
-            drawstyle="steps-mid"
-            if key in curves.rates
-            else "default",  # a rate applies to a whole epoch
+            drawstyle="steps-mid" if key in curves.rates else "default",  # a rate per epoch
             marker="o" if few else "",
             markersize=3,
         )

@@ -222,7 +222,7 @@ def number_of_images(data: Any) -> int | None:
     if shape is not None and len(shape):
         return int(shape[0])
     raise FreezeError(
-        "`data` of preview must be the number of images, or arrays as fit takes them. "
+        "`data` of preview must be the number of samples, or arrays as fit takes them. "
         f"Received: data={type(data).__name__}"
     )
 
