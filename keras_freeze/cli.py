@@ -1,4 +1,4 @@
-"""The command `keras-freeze`."""
+"""The command `keras-freeze`, with the subcommands `plan` and `demo`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand.
 
     Args:
-        arguments: the words after the command's name; `None` = those of the process.
+        arguments: the command-line arguments; `None` = `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, or 2 where an argument can't be used.
+        The exit status: 0, or 2 if an argument is invalid.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -52,10 +52,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _load(path: Path) -> keras.Model:
-    """The model, with its optimizer: the table shows the optimizer's rate and size."""
+    """Loads the model with its optimizer, whose rate and size the table shows."""
     try:
         with warnings.catch_warnings():
-            # Slots don't fit if flags were changed after the last step; none is read here.
+            # Keras warns if flags changed after the last step. The slots aren't needed here.
             warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
             return keras.models.load_model(path)
     except (ValueError, OSError) as error:
@@ -75,11 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("model", type=Path, metavar="MODEL.keras", help="a saved Keras model")
     plan.add_argument("schedule", type=Path, metavar="PLAN.yaml", help="YAML, JSON or TOML")
-    plan.add_argument("--epochs", type=int, help="of the fit")
-    plan.add_argument("--steps-per-epoch", type=int, help="batches of an epoch")
-    plan.add_argument("--images", type=int, help="of training and validation, for the cache's size")
+    plan.add_argument("--epochs", type=int, help="number of epochs of the fit")
+    plan.add_argument("--steps-per-epoch", type=int, help="number of batches in an epoch")
+    plan.add_argument("--images", type=int, help="number of training and validation images")
     plan.add_argument(
-        "--order", default="stage", help="'stage', or 'memory': the largest optimizer first"
+        "--order", default="stage", help="'stage', or 'memory' for the largest optimizer first"
     )
     demo = commands.add_parser(
         "demo",
@@ -89,13 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         "from scratch. Prints a table, writes a plot.",
     )
     demo.add_argument(
-        "--schedule", type=Path, help="a file with the schedule of the one fit (default: its own)"
+        "--schedule", type=Path, help="file with the schedule of the one fit (default: built in)"
     )
-    demo.add_argument("--seeds", type=int, default=3, help="how many times to run (default: 3)")
+    demo.add_argument("--seeds", type=int, default=3, help="number of runs (default: 3)")
     demo.add_argument(
         "--output",
         type=Path,
         default=Path("keras_freeze_demo.png"),
-        help="where to write the plot (default: keras_freeze_demo.png)",
+        help="path of the plot (default: keras_freeze_demo.png)",
     )
     return parser

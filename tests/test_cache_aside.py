@@ -26,7 +26,7 @@ def check_aside(run: Run, reason: str, *, same: bool = True) -> BottleneckCache:
     told = [str(each.message) for each in caught if issubclass(each.category, CacheWarning)]
     assert len(told) == 1, told
     assert reason in told[0]
-    assert "To use it, " in told[0]
+    assert "To use the cache, " in told[0]
     assert not cache.stats.enabled
     assert cache.stats.reason in told[0]
     assert cache.stats.rows == 0
@@ -90,23 +90,23 @@ def base_with(layer: keras.layers.Layer) -> keras.Model:
 CASES: dict[str, tuple[Run, str]] = {
     "dropout left on": (
         Run(lambda: frozen_by_hand({"b1", "bn", "b2", "b3"}), frozen=list),
-        "'drop' comes before frozen layers, and it stays random",
+        "'drop' comes before frozen layers, and it is random",
     ),
     "batch norm left training": (
         Run(lambda: frozen_by_hand({"b1", "drop", "b2", "b3"}), frozen=list),
-        "'bn' comes before frozen layers, and its statistics move",
+        "'bn' comes before frozen layers, and its statistics change in training",
     ),
     "noise in front": (
         Run(lambda: behind(L.GaussianNoise(0.1, name="noise"))),
-        "'noise' comes before frozen layers, and it stays random",
+        "'noise' comes before frozen layers, and it is random",
     ),
     "tells training": (
         Run(lambda: behind(Trusting(name="own"))),
-        "'own' comes before frozen layers, and it is told that this is training",
+        "'own' comes before frozen layers, and its `call` takes `training`",
     ),
     "a trained layer in front": (
         Run(lambda: behind(L.Dense(6, name="stem"))),
-        "no frozen layer with weights comes before all that is trained",
+        "no frozen layer with weights comes before the trainable layers",
     ),
     "nothing frozen": (Run(frozen=list), "no frozen layer with weights"),
     "state that moves": (
@@ -158,7 +158,7 @@ def own_front(front: keras.layers.Layer) -> keras.Model:
 
 def test_what_is_in_a_subclassed_model():
     run = Run(lambda: own_front(L.GaussianNoise(0.1, name="noise")))
-    check_aside(run, "'noise' is called before 'base', and it stays random")
+    check_aside(run, "'noise' is called before 'base', and it is random")
 
 
 class Loose(keras.Model):
@@ -180,7 +180,7 @@ def loose() -> keras.Model:
 
 
 def test_a_subclassed_model_no_layer_of_which_holds_the_base():
-    check_aside(Run(loose, frozen=lambda: [FreezeBase(["a", "b"])]), "no layer of it holds")
+    check_aside(Run(loose, frozen=lambda: [FreezeBase(["a", "b"])]), "none of its layers holds")
 
 
 def augmented() -> Any:
@@ -270,7 +270,7 @@ def mixes(x: Any) -> Any:
 def test_features_that_depend_on_the_batch():
     """Shuffled, so that the second epoch has other batches."""
     run = Run(lambda: base_with(L.Lambda(mixes, output_shape=(8,), name="own")))
-    check_aside(run, "depend on the other images of the batch")
+    check_aside(run, "depend on the other rows of the batch")
 
 
 def test_random_functions_that_nothing_tells_of():
@@ -295,7 +295,7 @@ def test_functions_that_change_later():
 
     drifting = L.Lambda(lambda x: x * scale[0], output_shape=(8,), name="own")
     run = Run(lambda: base_with(drifting), frozen=callbacks, options={"validation_data": VAL})
-    check_aside(run, "other features for the same image")
+    check_aside(run, "different features for the same row")
 
 
 def test_inputs_that_are_strings():
@@ -343,7 +343,7 @@ def test_features_that_are_not_numbers_are_reported_and_served():
     run = Run(data=lambda: (x, Y), options={"epochs": 2})
     expected, expected_weights = run.fit(None)
     cache = BottleneckCache(verbose=0)
-    with pytest.warns(CacheWarning, match="NaN or infinite features, of 1 of [0-9]+ images"):
+    with pytest.warns(CacheWarning, match="NaN or infinite features in 1 of [0-9]+ rows"):
         history, weights = run.fit(cache)
     assert cache.stats.enabled
     for key in expected_weights:
@@ -364,7 +364,7 @@ def test_a_train_step_that_changes_its_inputs():
         inputs = keras.Input((6,))
         return OtherInputs(inputs, L.Dense(1, name="head")(builders.functional_base()(inputs)))
 
-    check_aside(Run(make, traced=True), "calls it on other inputs than those of the batch")
+    check_aside(Run(make, traced=True), "calls the model on other inputs than those of the batch")
 
 
 def flipped() -> keras.Model:
@@ -512,13 +512,13 @@ def test_a_batch_that_is_changed_in_place(source: str):
 
 def test_layers_along_the_batch():
     run = Run(lambda: base_with(L.Softmax(axis=0)))
-    check_aside(run, "depend on the other images of the batch")
+    check_aside(run, "depend on the other rows of the batch")
 
 
 def test_random_flips_in_the_model():
     images = np.random.default_rng(0).normal(size=(32, 6, 6, 1)).astype("float32")
     check_aside(
-        Run(flipped, lambda: (images, Y)), "'flip' comes before frozen layers, and it stays"
+        Run(flipped, lambda: (images, Y)), "'flip' comes before frozen layers, and it is random"
     )
 
 

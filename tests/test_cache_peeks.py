@@ -298,7 +298,7 @@ def test_a_train_function_that_reads_the_batches():
     """Batches that are served hold features: they aren't for it."""
     options = {"batch_size": len(Y), "epochs": 3}
     run = Run(over(OwnFunction), options=options)
-    check_aside(run, "the model's own `make_train_function` may read the batches")
+    check_aside(run, "the model overrides `make_train_function`, which may read batches")
 
 
 def test_a_step_that_no_hook_announces(monkeypatch: pytest.MonkeyPatch):

@@ -153,16 +153,16 @@ def test_random_flips():
 
     options = {"validation_data": (images[32:], VAL[1]), "validation_batch_size": 4}
     run = Run(make, lambda: (images[:32], Y), options=options, traced=True)
-    cache = check_validation(run, "'flip' comes before frozen layers, and it stays random")
+    cache = check_validation(run, "'flip' comes before frozen layers, and it is random")
     assert (
-        "so each epoch sees other images. To cache training too, apply it to the data before"
+        "so each epoch has different inputs. To cache training too, apply it to the data before"
         in (fit(run, cache)[0][0])
     )
 
 
 def test_dropout_of_a_base_that_was_frozen_by_hand():
     run = Run(lambda: frozen_by_hand({"b1", "bn", "b2", "b3"}), frozen=list, options=OPTIONS)
-    cache = check_validation(run, "'drop' comes before frozen layers, and it stays random")
+    cache = check_validation(run, "'drop' comes before frozen layers, and it is random")
     assert "To cache training too, let FreezeBase() freeze it" in fit(run, cache)[0][0]
 
 
@@ -195,7 +195,7 @@ def cannot_be_read(kind: Any) -> keras.Model:
 
 def test_a_base_that_cannot_be_read():
     run = Run(lambda: cannot_be_read(Dropping), frozen=list, options=OPTIONS)
-    check_validation(run, "'base' can't be cached, and it is told that this is training")
+    check_validation(run, "'base' is to be cached, and its `call` takes `training`")
 
 
 def test_random_code_of_a_subclassed_model():
@@ -210,7 +210,7 @@ def test_random_code_of_a_subclassed_model():
 
 def test_a_layer_of_ones_own_that_does_something_else_in_training():
     run = Run(lambda: behind(Trusting(name="own")), options=OPTIONS)
-    check_validation(run, "'own' comes before frozen layers, and it is told that this is training")
+    check_validation(run, "'own' comes before frozen layers, and its `call` takes `training`")
 
 
 # Sources of data, other callbacks
@@ -307,15 +307,15 @@ NOISE = L.GaussianNoise
 IN_FRONT = {
     "batch norm": (
         lambda: behind(NOISE(0.3), L.BatchNormalization(name="norm")),
-        "'norm' comes before frozen layers, and its statistics move",
+        "'norm' comes before frozen layers, and its statistics change in training",
     ),
     "a trained layer": (
         lambda: behind(NOISE(0.3), L.Dense(6, name="stem")),
-        "no frozen layer with weights comes before all that is trained",
+        "no frozen layer with weights comes before the trainable layers",
     ),
     "state of training": (
         lambda: behind(NOISE(0.3), Averaging(name="own")),
-        "'own' comes before frozen layers, and its statistics move",
+        "'own' comes before frozen layers, and its statistics change in training",
     ),
     "state of each call": (
         lambda: behind(NOISE(0.3), Counting(name="own")),
@@ -323,7 +323,7 @@ IN_FRONT = {
     ),
     "batch norm of a subclassed model": (
         lambda: own_front(keras.Sequential([NOISE(0.3), L.BatchNormalization(name="norm")])),
-        "'norm' is called before 'base', and its statistics move",
+        "'norm' is called before 'base', and its statistics change in training",
     ),
     "dropout that is always on": (
         lambda: cannot_be_read(Always),
@@ -423,17 +423,17 @@ def test_weights_that_change_in_the_epoch_of_a_validation():
 
 def test_validation_data_that_differ_in_each_epoch():
     run = Run(sequential, frozen=lambda: new_source(run, Augmented()))
-    told = check_aside(run, "the inputs of the validation differ in each epoch")
+    told = check_aside(run, "the inputs of validation differ in each epoch")
     assert len(told) == 2
 
 
 def test_no_validation_data():
-    told = check_aside(Run(nested), "'noise' comes before frozen layers, and it stays random")
+    told = check_aside(Run(nested), "'noise' comes before frozen layers, and it is random")
     assert told == [
-        "BottleneckCache stepped aside, and the run goes on uncached: 'noise' comes before frozen "
-        "layers, and it stays random in training, so each epoch sees other images. To use it, "
-        "apply it to the data before `fit`, as a few variants of each image, or move it after the "
-        "base."
+        "BottleneckCache stepped aside, and the run continues without it: 'noise' comes before "
+        "frozen layers, and it is random in training, so each epoch has different inputs. To use "
+        "the cache, apply it to the data before `fit`, with a few variants of each row, or move it "
+        "after the base."
     ]
 
 

@@ -35,8 +35,8 @@ def test_a_bare_early_stopping():
     assert stages == [0, 0, 0]
     assert text == (
         "EarlyStopping(monitor='loss') ended the run after epoch 3/8, before Stage 1 (at=4), "
-        "Stage 2 (at=5) began. Put PerStage(EarlyStopping(...)) in its place: then it ends the "
-        "stage, and the next one begins. Or raise its patience."
+        "Stage 2 (at=5) began. Replace it with PerStage(EarlyStopping(...)), which ends the "
+        "stage, so that the next one begins. Or raise its patience."
     )
 
 

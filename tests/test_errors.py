@@ -396,7 +396,7 @@ BAD_FITS = {
     "freeze and unfreeze": (
         lambda: [FreezeBase(), thaw([Stage(1, "b2:", freeze="b3", name="both")])],
         ScheduleError,
-        ["Stage 1 'both' (at=1)", "['b3']", "unfreeze='b2:'", "freeze='b3'", "Take them out"],
+        ["Stage 1 'both' (at=1)", "['b3']", "unfreeze='b2:'", "freeze='b3'", "Remove them"],
     ),
     "nothing is trainable": (
         lambda: [FreezeBase("all")],

@@ -299,7 +299,7 @@ def test_a_trigger_that_never_fires_is_told():
         model.fit(X, Y, epochs=4, verbose=0, callbacks=callbacks)
     told = [str(each.message) for each in caught if "never began" in str(each.message)]
     assert len(told) == 3
-    assert re.match(r"Stage 1 .*Stage 2 began before, at its epoch 2", told[0])
+    assert re.match(r"Stage 1 .*Stage 2 began first, at its epoch 2", told[0])
     assert re.match(r"Stage 3 .*the fit ended while val_score .*\(best: 1\)", told[1])
     assert re.match(r"Stage 4 .*the stage before it was never reached", told[2])
 

@@ -109,7 +109,7 @@ def test_the_bytes_of_an_optimizer_are_those_of_a_built_one(name: str):
 
 def flops(model: keras.Model) -> float:
     program = read_program(model)
-    return sum(forward_flops(program, step) for step in program.steps)
+    return sum(forward_flops(program, call) for call in program.calls)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_operations_are_those_that_pytorch_counts(trained: set[str]):
     for layer in LayerTree(model).leaves:
         layer.trainable = layer.name in trained
     program = read_program(model)
-    weighted = [s for s in program.steps if own_variables(s.operation)]
+    weighted = [s for s in program.calls if own_variables(s.operation)]
     with FlopCounterMode(display=False) as counter:
         model(torch.ones((1, 12, 12, 4))).sum().backward()
-    plain = sum(forward_flops(program, s) for s in program.steps if s not in weighted)
+    plain = sum(forward_flops(program, s) for s in program.calls if s not in weighted)
     assert plain < 0.2 * flops(model)
     forward = sum(forward_flops(program, s) for s in weighted)
     backward = backward_flops(program, lambda layer: layer.name in trained)
@@ -219,7 +219,7 @@ def test_it_shows_itself():
     assert repr(table) == str(table)
 
 
-NOTHING = "nothing to cache: no frozen layer with weights comes before all that is trained"
+NOTHING = "nothing to cache: no frozen layer with weights comes before the trainable layers"
 
 
 def notes(table: Any) -> list[str]:

@@ -236,7 +236,7 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     ),
     "a stage without a change": (
         lambda: run(B("base"), steps(Stage(1, "b3"), Stage(2, "b3"))),
-        "changes no layer: what it names is already so",
+        "changes no layer: the layers that it names already have this state",
         "",
         [lambda: run(B("base"), steps(Stage(1, ["b3"])))],
         reaches_all,
@@ -244,7 +244,7 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     "a layer both ways": (
         lambda: run(B("base"), steps(Stage(1, "b2:", freeze="b3"))),
         "both unfreezes and freezes",
-        "Take them out of one",
+        "Remove them from one",
         [lambda: run(B("base"), steps(Stage(1, "b2")))],
         reaches_all,
     ),
@@ -262,7 +262,7 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
             keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
         ),
         "Another callback has set the learning rate",
-        "Take one of them away",
+        "Remove one of the two",
         [
             lambda: run(B("base"), steps(Stage(1, "b3", learning_rate=1e-3))),
             lambda: run(
@@ -295,15 +295,15 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     ),
     "nothing frozen": (
         lambda: run(cached=True),
-        "no frozen layer with weights comes before all that is trained",
-        "put FreezeBase() into the list of callbacks",
+        "no frozen layer with weights comes before the trainable layers",
+        "add FreezeBase() to the list of callbacks",
         [lambda: run(B(), cached=True)],
         is_cached,
     ),
     "everything unfrozen, though FreezeBase is there": (
         lambda: run(B("base"), steps(Stage(0, "all", name="all")), cached=True, initial_epoch=1),
-        "no frozen layer with weights comes before all that is trained",
-        "begin with a stage in which layers of the base are frozen; or leave the callback out",
+        "no frozen layer with weights comes before the trainable layers",
+        "begin with a stage in which layers of the base are frozen, or remove the callback",
         [
             lambda: run(B("base"), steps(Stage(3, "all")), cached=True, initial_epoch=1),
             lambda: run(B("base"), steps(Stage(0, "all", name="all")), initial_epoch=1),
@@ -312,22 +312,22 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     ),
     "Dropout of a base that was frozen by hand": (
         lambda: with_dropout(frozen=False),
-        "'drop' comes before frozen layers, and it stays random",
+        "'drop' comes before frozen layers, and it is random",
         "let FreezeBase() freeze it with the base",
         [lambda: with_dropout(frozen=True)],
         is_cached,
     ),
     "BatchNormalization left training": (
         lambda: run(model=frozen_by_hand({"b1", "drop", "b2", "b3"}), cached=True),
-        "'bn' comes before frozen layers, and its statistics move",
+        "'bn' comes before frozen layers, and its statistics change in training",
         "let FreezeBase() freeze it with the base",
         [lambda: run(B("base"), model=frozen_by_hand({"b1", "drop", "b2", "b3"}), cached=True)],
         is_cached,
     ),
     "augmentation in the model": (
         lambda: run(B("base"), model=behind(L.GaussianNoise(0.1, name="noise")), cached=True),
-        "'noise' comes before frozen layers, and it stays random in training",
-        "apply it to the data before `fit`, as a few variants of each image, or move it after",
+        "'noise' comes before frozen layers, and it is random in training",
+        "apply it to the data before `fit`, with a few variants of each row, or move it after",
         [
             lambda: run(B("base"), x=variants(), cached=True),
             lambda: run(B("base"), model=noise_after(), cached=True),
@@ -336,7 +336,7 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     ),
     "a layer of one's own that is told of training": (
         lambda: run(B("base"), model=behind(Trusting(name="own")), cached=True),
-        "'own' comes before frozen layers, and it is told that this is training",
+        "'own' comes before frozen layers, and its `call` takes `training`",
         "apply it to the data before `fit`",
         [lambda: run(B("base"), x=2.0 * X, cached=True)],
         is_cached,
@@ -344,14 +344,14 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     "a layer of the base that adds to the loss": (
         lambda: run(B("base"), model=base_with(Penalised(name="own")), cached=True),
         "of the frozen part adds to the loss",
-        "or take its loss away",
+        "or remove its loss",
         [lambda: run(B("base"), cached=True)],
         is_cached,
     ),
     "state that moves": (
         lambda: run(B("base"), model=base_with(Counting(name="own")), cached=True),
         "of the frozen part changes",
-        "keep such a layer out of the base",
+        "move the layer that changes it out of the base",
         [lambda: run(B("base"), cached=True)],
         is_cached,
     ),
@@ -369,7 +369,7 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
             cached=True,
         ),
         "the inputs differ in each epoch",
-        "or leave the callback out",
+        "or remove the callback",
         [
             lambda: run(
                 B("base"),
@@ -391,13 +391,13 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     "weights of a subclassed model's own": (
         lambda: run(B("base"), model=half_read(in_layer=False), cached=True),
         "has weights of its own, and may use them before its base",
-        "hold these weights in a layer",
+        "put these weights into a layer",
         [lambda: run(B("base"), model=half_read(in_layer=True), cached=True)],
         is_cached,
     ),
     "a train function of one's own": (
         lambda: run(B("base"), model=graph_of(OwnFunction), cached=True),
-        "may read the batches, which hold features",
+        "which may read batches, but these hold features",
         "override `train_step` or `test_step` instead",
         [lambda: run(B("base"), model=graph_of(OwnStep), cached=True)],
         is_cached,

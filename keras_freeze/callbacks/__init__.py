@@ -1,1 +1,1 @@
-"""The face of the library: one public callback a file, over a conductor that does the work."""
+"""The public callbacks, one in each file. `fit_engine` does their work."""

@@ -1,4 +1,4 @@
-"""BottleneckCache: the frozen part of the model runs once for each image."""
+"""BottleneckCache: computes the outputs of frozen layers once for each sample of the data."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from typing import Any
 from keras_freeze.errors import CacheError, names_unknown
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import check_dtype, check_max_bytes
-from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 
 
-class BottleneckCache(Participant):
-    """Computes the features of the frozen part once for each image and trains on them.
+class BottleneckCache(PublicCallback):
+    """Computes the features of the frozen layers once for each row and trains on them.
 
-    The cut is found from what is trainable: the last tensors before which everything is frozen and
-    deterministic, `GlobalAveragePooling` and the like included. With `GradualUnfreeze` it moves
-    with the stages; the first pass computes what all of them need. Rows are found again by their
-    content (a 128-bit hash), so shuffling, repeats and any kind of data are served, validation data
-    too. Losses, metrics, the optimizer and a `train_step` of your own run as they are.
+    A row is one sample of the data, such as an image or a text. The features are the outputs of the
+    last layer before which all layers are frozen and deterministic, including layers such as
+    `GlobalAveragePooling`. With `GradualUnfreeze`, this place (the cut) moves with the stages; the
+    first pass computes the features for all of them. The cache recognizes a row by a 128-bit hash
+    of its content, so it works with shuffling, repeats and any kind of data. Validation data are
+    cached too. Losses, metrics, the optimizer and a custom `train_step` run unchanged.
 
-    What is random in training alone, such as `RandomFlip` before the base, leaves the validation to
-    be cached: then training runs uncached, with one `CacheWarning` that names it.
+    If a layer is random in training only, such as a `RandomFlip` before the base, only validation
+    is cached. One `CacheWarning` names the layer.
 
-    What can't be cached is never cached wrongly: then the run goes on uncached, with one
-    `CacheWarning` that says why. Arrays that are passed to `fit` must not be changed in place
-    meanwhile; a sample of their rows is compared in each epoch.
+    If the features can't be cached correctly, the run continues without the cache. One
+    `CacheWarning` says why. Don't change arrays in place that you passed to `fit`; some of their
+    rows are compared in each epoch.
 
     Args:
-        base: only for a subclassed model, whose graph can't be read: what is cached is the smallest
-            layer of the model that holds this one and whose graph can be read, or else this one as
-            a whole. None = the base of `FreezeBase` or `GradualUnfreeze`; without these, what is
-            frozen already, or else the base that is found.
-        dtype: in which float features are kept: `"float16"` or `"bfloat16"` take half the memory
-            and round the features (relative error up to 0.0005 and 0.004); None = as they are.
-        max_bytes: of memory for all rows: a number, a size such as `"2 GB"`, or `"auto"`: half of
-            the memory that is free when `fit` begins. Rows beyond are computed in each epoch.
-        verbose: 0 = silent, 1 = a line before the first pass and one at the end of each stage's
-            first epoch.
+        base: only for a subclassed model, whose graph can't be read: the layer to cache. The cut is
+            found in the smallest layer that holds `base` and whose graph can be read; without one,
+            `base` is cached as a whole. None = the base of `FreezeBase` or `GradualUnfreeze`, else
+            the layers that are already frozen, else the base that is found.
+        dtype: dtype in which float features are kept. `"float16"` and `"bfloat16"` halve the memory
+            and round the features (relative error up to 0.0005 and 0.004). None = their own dtype.
+        max_bytes: memory limit of all rows: a number, a size such as `"2 GB"`, or `"auto"` = half
+            of the memory that is free when `fit` begins. Rows beyond it are computed in each epoch.
+        verbose: 0 = silent, 1 = prints a line before the first pass and one at the end of each
+            stage's first epoch.
 
     Attributes:
-        stats: a `CacheStats` with what happened in the last `fit`: `hits`, `misses`, `rows`,
-            `bytes`, `base_passes`, `cuts`, `enabled`, `validation_only`, `reason`.
+        stats: a `CacheStats` of the last `fit`, with `hits`, `misses`, `rows`, `bytes`,
+            `base_passes`, `cuts`, `enabled`, `validation_only`, `reason`.
 
     Raises:
-        CacheError: `dtype` or `max_bytes` can't be meant.
+        CacheError: `dtype` or `max_bytes` is invalid.
         LayerMatchError: in `fit`, before the first step: `base` isn't part of the model.
 
     Examples:

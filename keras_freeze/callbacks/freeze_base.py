@@ -1,41 +1,42 @@
-"""FreezeBase: the base is frozen while the head learns."""
+"""FreezeBase: freezes the base of a model in `fit`, so that only the head is trained."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from keras_freeze.errors import check_choice, names_unknown
-from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 from keras_freeze.keras_internals.trainable_flags import BATCH_NORM
 
 
-class FreezeBase(Participant):
+class FreezeBase(PublicCallback):
     """Freezes the base when `fit` begins: stage 0, feature extraction.
 
-    Inside the base, a layer that isn't trainable runs in inference mode: no dropout, no moving
-    statistics (stock Keras leaves frozen dropout on, and moves the statistics of an unfrozen
-    BatchNormalization). With `GradualUnfreeze` in the same list, its stages unfreeze the base
-    again. LoRA adapters of the base (`enable_lora`) stay trainable: a stage names them by `"lora"`.
+    Inside the base, a layer that isn't trainable runs in inference mode: no dropout, and no update
+    of moving statistics. (In stock Keras, frozen dropout stays on, and an unfrozen
+    BatchNormalization updates its statistics.) `GradualUnfreeze` in the same list unfreezes the
+    base again, in stages. LoRA adapters of the base (`enable_lora`) stay trainable; a stage names
+    them by `"lora"`.
 
-    Each epoch's logs carry `stage` (0 before the first), `trainable_params` (a number of scalars)
-    and `learning_rate`.
+    Each epoch's logs contain `stage` (0 before the first), `trainable_params` (the number of
+    trainable scalars) and `learning_rate`.
 
     Args:
         base: a layer or model, a layer's name, a selector (see `select_layers`), a list of these,
-            or `None` = find it by how data flow: the model's `backbone`; else the nested model, or
-            the layers of a flat one, that read the inputs and feed the rest. A pooling or Flatten
-            through which all data pass ends the base. If two answers are possible, an error lists
-            them. The first line that is printed says which base was found. A model some of whose
-            layers were built into this one stands for these layers.
+            or `None` = find the base: the model's `backbone`, else the nested model that reads the
+            inputs and feeds the other layers, else such layers of a flat model. The base ends with
+            a pooling or Flatten layer through which all data pass. If several bases are possible,
+            an error lists them. The first line that is printed names the base that was found. If
+            the model was built from layers of another model, that model stands for these layers.
         batch_norm: `"freeze"` keeps every BatchNormalization of the base in inference mode in all
-            stages, its statistics bit-identical and its weights frozen; `"train"` lets it follow
-            its layer.
+            stages, with unchanged statistics and frozen weights; `"train"` unfreezes it with its
+            layer.
         verbose: 0 = silent, 1 = prints the frozen and trainable parameters at the start.
 
     Raises:
         LayerMatchError: in `fit`, before the first step: the base isn't found, is ambiguous, or
             isn't in the model.
-        ScheduleError: likewise: nothing is left trainable.
+        ScheduleError: in `fit`, before the first step: nothing is left trainable.
 
     Examples:
         >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)], name="base")

@@ -1,11 +1,11 @@
-"""GradualUnfreeze: stages of unfreezing inside one fit."""
+"""GradualUnfreeze: unfreezes layers of the base at given epochs of one `fit`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from keras_freeze.errors import check_choice, names_unknown
-from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 from keras_freeze.keras_internals.trainable_flags import BATCH_NORM
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.unknown_arguments import OF_STAGES
@@ -13,47 +13,47 @@ from keras_freeze.schedule.unknown_arguments import OF_STAGES
 OPTIMIZER = ("carry", "reset")
 
 
-class GradualUnfreeze(Participant):
+class GradualUnfreeze(PublicCallback):
     """Unfreezes (and freezes) layers of the base at given epochs, inside one `fit`.
 
-    The base begins frozen. Stages are absolute in order: which layers are trainable in an epoch is
-    a function of the schedule and the epoch alone, so `initial_epoch` and repeated `fit` calls land
-    in the right stage. Loss, metrics, History and the optimizer object stay the same.
+    The base begins frozen. The schedule and the epoch alone decide which layers are trainable, so
+    `initial_epoch` and repeated `fit` calls begin in the right stage. Loss, metrics, History and
+    the optimizer object stay the same.
 
-    Each epoch's logs carry `stage` (its number, 0 before the first), `trainable_params` (a number
-    of scalars) and `learning_rate`.
+    Each epoch's logs contain `stage` (its number, 0 before the first), `trainable_params` (the
+    number of trainable scalars) and `learning_rate`.
 
     Args:
         schedule: `{epoch: selector or Stage}`, a list of `Stage`, a `Schedule`, or the path of a
             YAML, JSON or TOML file (see `Schedule`). Epochs count from 0, as in Keras. Selectors
             are looked up in the base first.
         base: as in `FreezeBase`; `None` = the base of the `FreezeBase` in the same list, or else
-            it is found.
-        optimizer: `"carry"`: a variable that stays trainable keeps its slots (moments), one that is
-            unfrozen is updated as a fresh optimizer would update it, with its own bias correction;
-            `iterations` goes on counting. `"reset"`: each stage begins with the optimizer as new,
-            its compiled rate included, as `compile` and `fit` for each stage would.
+            the base that is found.
+        optimizer: `"carry"`: a variable that stays trainable keeps its slots (moments). A variable
+            that is unfrozen is updated as by a new optimizer, with its own bias correction;
+            `iterations` isn't reset. `"reset"`: each stage begins with a new optimizer state and
+            the learning rate set by `compile`, as with `compile` and `fit` for each stage.
         batch_norm: `"freeze"` keeps every BatchNormalization of the base in inference mode in all
-            stages; `"train"` lets it follow its layer.
+            stages; `"train"` unfreezes it with its layer.
         verbose: 0 = silent, 1 = prints what each stage changes.
 
     Attributes:
-        begun: `{number: epoch}` of the stages that a `Plateau` or a `PerStage` has begun. A `fit`
-            with `initial_epoch` goes on with those that began before it; in another process, put
-            there what the first one recorded.
+        begun: `{number: epoch}` of the stages that a `Plateau` or a `PerStage` began. A `fit` with
+            `initial_epoch` continues with the stages that began before it. In another process,
+            first assign the `begun` of the earlier one.
 
-    A stage after a `Plateau` begins with the epoch after its trigger fired. `EarlyStopping` and
-    whatever else sets `stop_training` ends the run, even where a stage would have begun.
+    A stage after a `Plateau` begins with the epoch after its trigger fired. `EarlyStopping`, or any
+    other callback that sets `stop_training`, ends the run, even if a stage would have begun.
 
     A file (or a `Schedule`) may set `base`, `optimizer` and `batch_norm` too. A `base` given here
-    wins over it, and so do `optimizer="reset"` and `batch_norm="train"`; at their defaults,
-    `"carry"` and `"freeze"`, these two follow it. To go back to a default against the file, say so
-    in the schedule: `GradualUnfreeze(Schedule("plan.yaml", optimizer="carry"))`.
+    takes precedence, and so do `optimizer="reset"` and `batch_norm="train"`. The defaults,
+    `"carry"` and `"freeze"`, don't override the file. To override it with a default, pass it to the
+    schedule: `GradualUnfreeze(Schedule("plan.yaml", optimizer="carry"))`.
 
     Raises:
-        ScheduleError: the schedule can't be meant; in `fit`, before the first step, if a stage
-            leaves nothing trainable.
-        LayerMatchError: a selector can't be meant; in `fit`, before the first step, if one matches
+        ScheduleError: the schedule is invalid; in `fit`, before the first step: a stage leaves
+            nothing trainable.
+        LayerMatchError: a selector is invalid; in `fit`, before the first step: a selector matches
             no layer.
 
     Examples:
@@ -92,5 +92,5 @@ class GradualUnfreeze(Participant):
 
 
 def _unless_set(argument: str, default: str, of_schedule: str | None) -> str:
-    """What the schedule says gives way to an argument that isn't its default."""
+    """Returns the argument, or the schedule's value if the argument is the default."""
     return of_schedule if argument == default and of_schedule is not None else argument

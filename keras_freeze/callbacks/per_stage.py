@@ -1,4 +1,4 @@
-"""PerStage: any Keras callback starts afresh at each stage."""
+"""PerStage: restarts any Keras callback at each stage of a schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import FreezeError, names_unknown
-from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 from keras_freeze.keras_internals import callbacks_of_fit
 
 # The legacy names too: Keras' `on_train_batch_end` calls `on_batch_end`.
@@ -31,36 +31,37 @@ HOOKS = (
 WITH_STAGE = ("on_batch_end", "on_train_batch_end")
 
 
-class PerStage(Participant):
-    """Starts any Keras callback afresh at each stage, as if each stage were a `fit` of its own.
+class PerStage(PublicCallback):
+    """Restarts any Keras callback at each stage, as if each stage were a separate `fit`.
 
-    At the beginning of a stage a fresh copy of the callback gets `on_train_begin`, at its end
-    `on_train_end`, before the next stage changes anything: so
-    `EarlyStopping(restore_best_weights=True)` goes back to the best weights of the stage that ends.
-    The optimizer isn't put back: a learning rate that `ReduceLROnPlateau` has reduced stays, unless
-    the next stage has its own or begins with `optimizer="reset"`.
+    At the beginning of a stage, a new copy of the callback gets `on_train_begin`. At the end of the
+    stage, before the next one changes anything, it gets `on_train_end`. So
+    `EarlyStopping(restore_best_weights=True)` restores the best weights of the stage that ends. The
+    optimizer isn't restored: a learning rate that `ReduceLROnPlateau` reduced stays, unless the
+    next stage sets one or begins with `optimizer="reset"`.
 
-    A stop that the callback asks for ends the stage: the next one begins with the next epoch. Later
-    stages keep the epochs that the schedule gives them. In the last stage a stop ends the run. A
-    stop by a callback that isn't in a PerStage ends the run too, in the same epoch as well.
+    If the callback asks to stop, the stage ends and the next one begins with the next epoch. Later
+    stages keep their epochs. In the last stage, a stop ends the run. A stop by a callback outside
+    PerStage ends the run, even if PerStage's callback stops in the same epoch.
 
-    `{stage}` may stand in the path of a `ModelCheckpoint`, with a `save_freq` in batches too.
+    The path of a `ModelCheckpoint` may contain `{stage}`, also with a `save_freq` in batches.
     Epochs are those of the run: `EarlyStopping(start_from_epoch=5)` counts from its beginning. A
-    later `fit` with `initial_epoch` and the same `GradualUnfreeze` goes on from the early ends.
-    A callback that opens a file does so in each stage: `CSVLogger` would keep the last stage only,
-    unless `append=True`.
+    later `fit` with `initial_epoch` and the same `GradualUnfreeze` continues with the stages that
+    began early. A callback that opens a file does so in each stage: `CSVLogger` keeps only the last
+    stage, unless `append=True`.
 
     Args:
-        callback: a Keras callback, of which each stage runs a copy (models, layers, weights and
-            optimizers that it holds are not copied); or a function without arguments that makes
-            one, called again for each stage: for callbacks that can't be copied.
+        callback: a Keras callback, which is copied for each stage (without the models, layers,
+            weights and optimizers that it refers to). Or, for callbacks that can't be copied, a
+            function without arguments that returns one, called for each stage.
 
     Attributes:
-        callback: the copy that runs, or the one that ran last; before a `fit`, what was given.
+        callback: the copy that runs or ran last; before a `fit`, the given callback.
 
     Raises:
-        FreezeError: `callback` is no Keras callback and makes none, is one of keras_freeze's, or
-            can't be copied; in `fit`, before the first step: no `GradualUnfreeze` is in the list.
+        FreezeError: `callback` isn't a Keras callback and doesn't return one, is one of
+            keras_freeze's, or can't be copied; in `fit`, before the first step: the list has no
+            `GradualUnfreeze`.
 
     Examples:
         >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)], name="base")
@@ -85,10 +86,10 @@ class PerStage(Participant):
             _check(callback)
         self._make = callback if given is None else _copier(given)
         self.callback: Any = self._made() if given is None else given
-        self.asked = False  # to stop, since the epoch began
-        self._number = -1  # of the stage that runs
+        self.asked = False  # whether it asked to stop in this epoch
+        self._number = -1  # number of the running stage
         self._logs: Any = None
-        # A batch hook that Keras sees turns off its asynchronous calls of callbacks.
+        # Define only the hooks of the callback: a batch hook slows down Keras' callback calls.
         for hook in HOOKS:
             if callbacks_of_fit.overrides(self.callback, hook) or hook == "on_epoch_end":
                 setattr(self, hook, partial(self._forward, hook))
@@ -99,7 +100,7 @@ class PerStage(Participant):
         return made
 
     def begin_stage(self, number: int) -> None:
-        """A fresh callback, as at the beginning of a `fit`."""
+        """Begins a stage with a new callback, as at the beginning of a `fit`."""
         self.callback = self._made()
         self.callback.set_params(self.params)
         self.callback.set_model(self._model)
@@ -107,7 +108,7 @@ class PerStage(Participant):
         self._forward("on_train_begin")
 
     def end_stage(self) -> None:
-        """As at the end of a `fit`."""
+        """Ends a stage, as at the end of a `fit`."""
         self._forward("on_train_end", self._logs)
         self._number = -1
 
@@ -116,7 +117,7 @@ class PerStage(Participant):
             self.end_stage()
 
     def _forward(self, hook: str, *args: Any, **kwargs: Any) -> None:
-        """Calls a hook of the callback, and keeps to itself whether it asks for a stop."""
+        """Calls a hook of the callback, and hides from Keras that it asks to stop."""
         if self._number < 0:
             return
         logs = kwargs.get("logs", args[-1] if args else None)
@@ -127,7 +128,7 @@ class PerStage(Participant):
             args = args[:1]
         model = self._model
         before = model.stop_training
-        if before:  # Keras' models are slow to set
+        if before:  # to set an attribute of a Keras model is slow
             model.stop_training = False
         try:
             getattr(self.callback, hook)(*args, **kwargs)
@@ -139,21 +140,21 @@ class PerStage(Participant):
 
 
 def _check(callback: Any) -> None:
-    ours = isinstance(callback, Participant)
+    ours = isinstance(callback, PublicCallback)
     alone = isinstance(callback, keras.callbacks.Callback) and not isinstance(
         callback, keras.callbacks.CallbackList
     )
     if ours or not alone:
         raise FreezeError(
             "`callback` of PerStage must be one Keras callback, or a function without arguments "
-            "that makes one, such as lambda: keras.callbacks.EarlyStopping(patience=3)."
+            "that returns one, such as lambda: keras.callbacks.EarlyStopping(patience=3)."
             + (" Callbacks of keras_freeze follow the stages themselves." if ours else "")
             + f" Received: {callback!r} (of type {type(callback).__name__})"
         )
 
 
 def _copier(callback: Any) -> Callable[[], Any]:
-    """Returns what makes copies of a callback as it is now; what it holds of a model stays one."""
+    """Returns a function that copies a callback in its present state, but no part of a model."""
     shared = (keras.Layer, keras.Variable, keras.optimizers.Optimizer)
     held = [one for one in _held_by(callback) if isinstance(one, shared)]
 
@@ -165,14 +166,14 @@ def _copier(callback: Any) -> Callable[[], Any]:
     except Exception as error:
         raise FreezeError(
             f"`callback` of PerStage can't be copied ({type(error).__name__}: {error}). Pass a "
-            f"function that makes it: PerStage(lambda: {type(callback).__name__}(...)). "
+            f"function that returns it: PerStage(lambda: {type(callback).__name__}(...)). "
             f"Received: {callback!r}"
         ) from error
     return partial(copied, pristine)
 
 
 def _held_by(callback: Any) -> Iterator[Any]:
-    """A callback's attributes, and what stands in those that are containers."""
+    """Yields a callback's attributes, and the items of lists, tuples, sets and dicts in them."""
     for value in vars(callback).values():
         yield value
         if isinstance(value, (list, tuple, set)):

@@ -1,26 +1,26 @@
-"""RecompileOnTrainableChange: makes other callbacks' changes of `trainable` count."""
+"""RecompileOnTrainableChange: makes other callbacks' changes of `trainable` take effect."""
 
 from __future__ import annotations
 
 from keras_freeze.callbacks.gradual_unfreeze import OPTIMIZER
 from keras_freeze.errors import check_choice, names_unknown
-from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 
 
-class RecompileOnTrainableChange(Participant):
+class RecompileOnTrainableChange(PublicCallback):
     """Makes a change of `trainable` by any other callback take effect inside `fit`.
 
-    Stock Keras ignores such a change (TensorFlow), or stops with an error about shapes or unknown
+    Stock Keras ignores such a change (TensorFlow) or raises an error about shapes or unknown
     variables (JAX, PyTorch). With this callback, a change made in any hook takes effect at the next
-    step, that is, one made at the end of an epoch or at the beginning of one holds for that epoch.
-    It may stand anywhere in the list. Without a base (see `FreezeBase`), frozen layers run as Keras
-    runs them.
+    step. So a change at the end of an epoch applies to the next epoch, and one at the beginning of
+    an epoch to that epoch. The callback may be anywhere in the list. Without a base (see
+    `FreezeBase`), frozen layers run as in stock Keras.
 
-    The logs stay as they are without it. Where no flag changes, so does all else.
+    The logs are the same as without it. If no flag changes, everything else is too.
 
     Args:
-        optimizer: `"carry"` or `"reset"`, as in `GradualUnfreeze`; the learning rate stays what
-            it is with both.
+        optimizer: `"carry"` or `"reset"`, as in `GradualUnfreeze`; the learning rate doesn't change
+            with either.
         verbose: 0 = silent, 1 = prints each change, between two progress bars.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What the user sees: plain text and a plot, no training code."""
+"""Output for the user: the printed lines of a `fit`, and the plot of its History."""

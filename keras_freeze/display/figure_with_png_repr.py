@@ -1,4 +1,4 @@
-"""A figure that notebooks show."""
+"""A matplotlib figure that notebooks show without `%matplotlib inline`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 
 class Picture(Figure):
-    """A figure that a notebook shows at the end of a cell, `%matplotlib inline` or not."""
+    """A figure that a notebook shows as the last expression of a cell."""
 
     def _repr_png_(self) -> bytes:
-        """What IPython asks for if no backend of matplotlib has told it how to show figures."""
+        """Returns the PNG. IPython calls this if no matplotlib backend is active."""
         png = io.BytesIO()
         self.savefig(png, format="png", bbox_inches="tight")
         return png.getvalue()

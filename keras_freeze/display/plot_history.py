@@ -1,4 +1,4 @@
-"""Draws a History: the curves, and where the stages begin."""
+"""Plots a Keras History: losses, metrics and learning rates, with the beginning of each stage."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from keras_freeze.display.read_history import Curves, read_curves
 from keras_freeze.errors import names_unknown
 from keras_freeze.schedule.schedule import Schedule
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the first is for the loss.
+# Okabe and Ito's colours, suitable for colour-blind readers. The first is for the loss.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MANY_EPOCHS = 40  # from here on a marker for each hides the curve
+MANY_EPOCHS = 40  # with so many epochs, markers would hide the curve
 
 
 @names_unknown()
 def plot_history(history: Any, *, schedule: Any = None) -> Any:
-    """Draws losses, metrics and learning rates of a run, and where its stages begin.
+    """Plots losses, metrics and learning rates of a run, and marks where its stages begin.
 
-    One panel holds the losses, one the other metrics, one the learning rates on a logarithmic
-    scale; what the history doesn't have is left out. Validation is dashed. Epochs count from 1, as
-    in the progress bar.
+    The panels show losses, other metrics, and learning rates on a logarithmic scale. A panel
+    without values is left out. Validation curves are dashed. Epochs count from 1, as in the
+    progress bar.
 
-    Needs matplotlib: `pip install "keras_freeze[plot]"`. The figure is made without `pyplot`: no
-    window opens and no global state changes. Save it with `figure.savefig("history.png")`; a
-    notebook shows it as the last expression of a cell.
+    Needs matplotlib: `pip install "keras_freeze[plot]"`. The figure doesn't use `pyplot`: no window
+    opens and no global state changes. Save it with `figure.savefig("history.png")`; a notebook
+    shows it as the last expression of a cell.
 
     Args:
-        history: what `fit` returned, its `history`, or the path of a `CSVLogger` file. Where a list
-            is shorter than the epochs (`validation_freq`), its values are placed at equal
-            distances: a History doesn't say in which epochs they were taken.
-        schedule: a `Schedule`, or what `GradualUnfreeze` takes for one; its stages' names are
-            shown.
+        history: what `fit` returned, its `history` dict, or the path of a `CSVLogger` file. If a
+            list has fewer values than epochs (`validation_freq`), they are drawn at equal
+            distances, since a History doesn't record their epochs.
+        schedule: a `Schedule`, or what `GradualUnfreeze` takes as one. Its stages' names are shown.
 
     Returns:
         A `matplotlib.figure.Figure`.
 
     Raises:
         FreezeError: `history` is of another type, is empty, or has no `loss`.
-        ScheduleError: `schedule` can't be meant.
+        ScheduleError: `schedule` is invalid.
         ImportError: matplotlib isn't installed.
 
     Examples:
@@ -85,7 +84,7 @@ def _figure_class() -> Any:
         from keras_freeze.display.figure_with_png_repr import Picture
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
-            raise  # installed, but something it needs is missing: let that be said instead
+            raise  # matplotlib is installed, but one of its dependencies is missing
         raise ImportError(
             "plot_history needs `matplotlib`, which is not installed. "
             'Run: pip install "keras_freeze[plot]"',
@@ -95,7 +94,7 @@ def _figure_class() -> Any:
 
 
 def _draw(axes: Any, curves: Curves, keys: Sequence[str]) -> None:
-    """One colour for a metric; its validation is dashed."""
+    """Draws one panel. A metric and its validation have the same colour."""
     metrics = list(dict.fromkeys(key.removeprefix("val_") for key in keys))
     colors = dict(zip(metrics, itertools.cycle(COLORS), strict=False))
     for key in keys:
@@ -106,7 +105,7 @@ def _draw(axes: Any, curves: Curves, keys: Sequence[str]) -> None:
             label=key,
             color=colors[key.removeprefix("val_")],
             linestyle="--" if key.startswith("val_") else "-",
-            drawstyle="steps-mid" if key in curves.rates else "default",  # one for an epoch
+            drawstyle="steps-mid" if key in curves.rates else "default",  # a rate per epoch
             marker="o" if few else "",
             markersize=3,
         )
@@ -115,14 +114,14 @@ def _draw(axes: Any, curves: Curves, keys: Sequence[str]) -> None:
 
 
 def _finish(panels: Sequence[Any], curves: Curves, names: Mapping[int, str]) -> None:
-    """The axis of the epochs, and the stages' labels above all."""
+    """Sets the epoch axis, and writes the stages' labels above the first panel."""
     left, right = curves.span
     panels[-1].set(xlabel="epoch", xlim=(left, right))
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     rows: list[float] = []  # where the last label of each row ends
     for number, begin in curves.stages:
         label = f"stage {number}" + (f": {names[number]}" if number in names else "")
-        width = 0.011 * (len(label) + 2) * (right - left)  # of letters of 8 points
+        width = 0.011 * (len(label) + 2) * (right - left)  # estimated for 8-point letters
         at_right = begin + width > right
         start = begin - width if at_right else begin
         free = [row for row, end in enumerate(rows) if end <= start]

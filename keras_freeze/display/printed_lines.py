@@ -1,4 +1,4 @@
-"""The lines that are printed when a stage begins."""
+"""Formats the lines that are printed about stages and the cache in a `fit`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LINE = 99  # signs in a line, at most
+LINE = 99  # maximum number of characters in a line
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a stage changed.
+    """The printed lines about what a stage changed.
 
     Attributes:
         title: "Stage 1 'fine-tune'".
         when: "from epoch 11/20".
-        base: what is the base, "" if it was said before or there is none.
-        adapters: how many layers have LoRA adapters that are trained.
-        unfrozen: names of the layers with weights that became trainable, or of what holds them, and
-            how many layers each name stands for.
-        frozen: likewise of those that were frozen.
-        trainable_params: number of trainable scalars now.
-        frozen_params: number of the other scalars.
-        rates: `{"learning_rate": rate}`, and `"base_learning_rate"` if it has one of its own.
+        base: description of the base, "" if it was printed before or there is none.
+        adapters: number of layers with trainable LoRA adapters.
+        unfrozen: names of the layers with weights that became trainable, or of blocks of them, with
+            the number of layers that each name stands for.
+        frozen: the same for layers that were frozen.
+        trainable_params: number of trainable scalars.
+        frozen_params: number of frozen scalars.
+        rates: `{"learning_rate": rate}`, with `"base_learning_rate"` if the base has its own.
         optimizer: what happened to the optimizer, "" if nothing.
     """
 
@@ -63,12 +63,12 @@ class StageReport:
 
 
 def base_line(label: str, layers: int, is_found: bool) -> str:
-    """Returns what the base is.
+    """Returns the description of the base.
 
     Args:
-        label: its name.
-        layers: how many of its layers have weights.
-        is_found: True if the user left it to be found.
+        label: name of the base.
+        layers: number of its layers with weights.
+        is_found: whether the base was found, not named by the user.
 
     Examples:
         >>> base_line("vgg19", 16, True)
@@ -80,7 +80,7 @@ def base_line(label: str, layers: int, is_found: bool) -> str:
 
 
 def counted(layers: int) -> str:
-    """Returns a number of layers in words.
+    """Returns a number with the word "layer" or "layers".
 
     Examples:
         >>> counted(1), counted(2)
@@ -90,7 +90,7 @@ def counted(layers: int) -> str:
 
 
 def ended_early_line(title: str, when: str, askers: Sequence[str]) -> str:
-    """Returns who ended a stage before its time.
+    """Returns the line about a stage that callbacks ended early.
 
     Examples:
         >>> ended_early_line("Stage 1", "epoch 7/20", ["EarlyStopping"])
@@ -107,14 +107,14 @@ def first_pass_line(
     *,
     validation_only: bool = False,
 ) -> str:
-    """Returns what a cache is going to keep, before the base runs for the first time.
+    """Returns the line about what will be cached, printed before the base runs the first time.
 
     Args:
-        cuts: the names of the layers that give what is kept.
-        bytes_per_row: of what is kept; None = not known.
-        rows: of the data; None = not known before the first batch.
-        batches: of the data; None = not known.
-        validation_only: whether the data are those of the validation, else of the training.
+        cuts: names of the layers whose outputs will be cached.
+        bytes_per_row: bytes for each row (one sample of the data); None = unknown.
+        rows: number of rows; None = unknown before the first batch.
+        batches: number of batches; None = unknown.
+        validation_only: whether only validation rows are cached.
 
     Examples:
         >>> first_pass_line(["block5_pool"], 8192, 540)
@@ -136,7 +136,7 @@ def first_pass_line(
 
 
 def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
-    """Returns what a cache holds at the end of an epoch.
+    """Returns the line about what is cached at the end of an epoch.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -157,7 +157,7 @@ def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
 
 
 def readable(size: float) -> str:
-    """Returns a number of bytes as people write it.
+    """Returns a number of bytes with a unit.
 
     Examples:
         >>> readable(8192), readable(5_920_000), readable(12)
@@ -171,12 +171,12 @@ def readable(size: float) -> str:
 
 
 def shorten(names: Mapping[str, int] | Sequence[str], room: int = LINE) -> str:
-    """Returns at most four names, and how many layers there are.
+    """Returns at most four names, and the number of layers.
 
     Args:
-        names: of layers, or how many layers each name stands for.
-        room: signs at most. Where the names don't fit, they get fewer; then paths lose what all of
-            them begin with, and what is in their middle.
+        names: names of layers, or a mapping of names to the number of layers each stands for.
+        room: maximum number of characters. If the names don't fit, fewer are shown. Then paths lose
+            the folders that all of them begin with, and folders in their middle.
 
     Examples:
         >>> shorten(["a", "b"])
@@ -204,7 +204,7 @@ def shorten(names: Mapping[str, int] | Sequence[str], room: int = LINE) -> str:
 
 
 def _without_beginning(paths: list[str]) -> list[str]:
-    """Paths without the folders that all of them begin with."""
+    """Returns paths without the folders that all of them begin with."""
     parts = [path.split("/") for path in paths]
     common = 0
     while min(map(len, parts)) > common + 1 and len({each[common] for each in parts}) == 1:
@@ -213,7 +213,7 @@ def _without_beginning(paths: list[str]) -> list[str]:
 
 
 def _abridged(path: str, room: int) -> str:
-    """A path without what is in its middle, if it is too long."""
+    """Returns a path, without its middle if it is too long."""
     if len(path) <= room:
         return path
     first, *rest = path.split("/")

@@ -1,4 +1,4 @@
-"""Reads the curves of a run from a History, its dict or a CSVLogger's file."""
+"""Reads the curves of a run from a Keras History, its dict or a CSVLogger file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 from keras_freeze.errors import FreezeError
 
 NO_METRICS = ("stage", "trainable_params", "epoch")
-MISSING = "NA"  # as CSVLogger writes it
+MISSING = "NA"  # CSVLogger writes this for a missing value
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn.
+    """The curves of a run.
 
     Attributes:
-        epochs: by key, in which epochs, counted from 1, its values were taken.
-        values: by key, of equal length.
-        stages: `(number, begin)` of the stages in the order of the run; half an epoch before the
-            first epoch of each.
-        span: half an epoch before the first one, half an epoch after the last one.
+        epochs: the epochs of each key's values, counted from 1.
+        values: the values of each key, as many as its epochs.
+        stages: `(number, begin)` of the stages in the order of the run. A stage begins half an
+            epoch before its first epoch.
+        span: half an epoch before the first epoch, and half an epoch after the last one.
     """
 
     epochs: dict[str, np.ndarray]
@@ -36,7 +36,7 @@ class Curves:
 
     @property
     def losses(self) -> list[str]:
-        """The keys of losses, those of single outputs among them."""
+        """The keys of losses, including those of single outputs."""
         return [key for key in self.values if key == "loss" or key.endswith("_loss")]
 
     @property
@@ -52,7 +52,7 @@ class Curves:
 
 
 def read_curves(history: Any) -> Curves:
-    """Returns the curves of a History, of its dict or of a CSVLogger's file.
+    """Returns the curves of a History, of its dict or of a CSVLogger file.
 
     Raises:
         FreezeError: it is none of these, is empty, or has no `loss`.
@@ -86,9 +86,9 @@ def read_curves(history: Any) -> Curves:
 
 
 def _logs_of(history: Any) -> tuple[Mapping[str, Sequence[Any]], Sequence[int] | None]:
-    """The columns, and the epochs if they are known, counted from 0."""
+    """Returns the columns and, if known, the epochs, counted from 0."""
     if isinstance(history, keras.callbacks.History):
-        # Not yet there before its first `fit`.
+        # A new History has no such attributes before its first `fit`.
         return getattr(history, "history", {}), getattr(history, "epoch", None)
     if isinstance(history, Mapping):
         for key, column in history.items():
@@ -107,7 +107,7 @@ def _logs_of(history: Any) -> tuple[Mapping[str, Sequence[Any]], Sequence[int] |
 
 
 def _read_file(path: Path) -> tuple[dict[str, list[Any]], list[int]]:
-    """A CSVLogger's file; its first column is the epoch, whatever separates them."""
+    """Reads a CSVLogger file with any separator. Its first column is the epoch."""
     with path.open(newline="", encoding="utf-8") as file:
         header = file.readline().rstrip("\r\n")
         if not header.startswith("epoch") or len(header) < len("epoch,x"):
@@ -132,7 +132,7 @@ def _cell(text: str | None) -> Any:
 
 
 def _numbers(key: str, column: Sequence[Any]) -> np.ndarray | None:
-    """NaN where nothing is known; None if the values aren't numbers, which can't be drawn."""
+    """Returns the values, NaN for missing ones; None if they aren't numbers."""
     try:
         found = np.array([np.nan if value is None else value for value in column], dtype=float)
     except (TypeError, ValueError):
@@ -145,7 +145,7 @@ def _numbers(key: str, column: Sequence[Any]) -> np.ndarray | None:
 
 
 def _places(key: str, count: int, numbers: np.ndarray) -> np.ndarray:
-    """The epochs of a column; one that is shorter was taken every few epochs."""
+    """Returns the epochs of a column. A shorter column has values of every n-th epoch."""
     total = len(numbers)
     if count == total:
         return numbers
@@ -155,7 +155,7 @@ def _places(key: str, count: int, numbers: np.ndarray) -> np.ndarray:
             "Pass the history of one fit."
         )
     every = total // max(count, 1)
-    # `validation_freq` counts from the first epoch of all; several may give as many values.
+    # `validation_freq` counts from epoch 1. Several frequencies may give this number of values.
     for frequency in (every, *range(1, int(numbers.max()) + 1)):
         due: np.ndarray = numbers[numbers % frequency == 0]
         if len(due) == count:

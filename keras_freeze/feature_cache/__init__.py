@@ -1,1 +1,1 @@
-"""The cache: where the frozen part ends, what it gives for each image, and how a step is served."""
+"""Caches the outputs of frozen layers within one `fit`, and trains the other layers on them."""

@@ -1,4 +1,4 @@
-"""Serves the steps of one `fit` with features that are computed once for each image."""
+"""The cache of one `fit`: follows the stages, runs steps on cached features, or gives up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import keras
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks
 from keras_freeze.feature_cache.cutting.choose_cached_part import (
-    Choice,
+    ChosenCut,
     choose,
     choose_for_validation,
     symbols_of,
@@ -22,7 +22,7 @@ from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, Laye
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
 from keras_freeze.feature_cache.serving.add_features import FeatureAdder
 from keras_freeze.feature_cache.serving.batch_features import BatchFeatures
-from keras_freeze.feature_cache.serving.stage_server import Served
+from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory, row_bytes
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
@@ -34,30 +34,30 @@ Plain = Callable[[], Callable[..., Any]]
 
 
 class FeatureCache:
-    """The cache of one `fit`.
+    """The cache of one `fit`. A row is one sample of the data; its features are computed once.
 
     Args:
-        subject: the model.
-        stats: is kept up to date.
-        max_bytes: of all rows; None = half of the free memory.
-        dtype: in which float features are kept; None = as they are.
-        validates: whether the fit has a validation.
+        cached_model: the model.
+        stats: statistics that the cache updates.
+        max_bytes: memory limit of all rows; None = half of the free memory.
+        dtype: dtype in which float features are kept; None = their own.
+        validates: whether the fit has validation data.
 
     Attributes:
-        served: what is served in the stage that runs, or None.
-        feeds: the arrays of which rows come by number, by kind ("train" or "test").
+        served: serves the running stage; None if nothing is served.
+        feeds: arrays whose batches hold row numbers, by kind of step ("train" or "test").
     """
 
     def __init__(
         self,
-        subject: CachedModel,
+        cached_model: CachedModel,
         stats: CacheStats,
         max_bytes: int | None,
         dtype: Any,
         *,
         validates: bool,
     ):
-        self.subject = subject
+        self.cached_model = cached_model
         self.validates = validates
         self.stats = stats
         self.backend = importlib.import_module(
@@ -69,39 +69,39 @@ class FeatureCache:
         self.dtype = dtype
         self.feeds = Feeds(self.backend.to_tensor)
         self.adder = FeatureAdder(self.features, self.feeds, self.backend)
-        self.served: Served | None = None
+        self.served: StageServer | None = None
         self.stage = 0
-        self.has_stopped = False  # within an epoch: its steps were traced on batches
-        self.part: GraphPrefix | LayerPrefix | None = None  # what was served last
+        self.has_stopped = False  # within an epoch, whose steps were traced on batches
+        self.part: GraphPrefix | LayerPrefix | None = None  # the last part that was served
         self.barred: NotCacheableError | None = None  # training can't be served in any stage
-        self.is_due = False  # another choice is to be made when the next validation begins
+        self.is_due = False  # choose a cut again when the next validation begins
         stats.enabled = True
         try:
-            self.backend.check(subject.model)
-            subject.check()
+            self.backend.check(cached_model.model)
+            cached_model.check()
         except NotCacheableError as error:
             self.step_aside(error)
 
     def serves(self, kind: str) -> bool:
-        """True if steps of a kind, "train" or "test", are served in the stage that runs."""
+        """Returns True if "train" or "test" steps are served in the running stage."""
         return self.served is not None and (self.served.training or kind == "test")
 
     def is_busy(self, kind: str) -> bool:
-        """True if `step` has to run the steps of a kind."""
+        """Returns True if `step` must run the "train" or "test" steps."""
         return self.serves(kind) or kind in self.feeds or self.has_stopped
 
     def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
-        """Moves the cut to where it belongs in a stage.
+        """Moves the cut (where features are cached) to its place in a stage.
 
         Args:
-            stage: its number.
-            now: the flags.
-            later: the flags of each stage that will follow, in order.
+            stage: number of the stage.
+            now: its flags, `{id(leaf): trainable}`.
+            later: the flags of each later stage, in order.
         """
         self.stage = stage
         self.flags = now, later
         self.has_stopped = False
-        self.whole = self.backend.UsedStateStep(self.subject.model, hidden=[])
+        self.whole = self.backend.UsedStateStep(self.cached_model.model, hidden=[])
         self._begin_stage()
 
     def _begin_stage(self) -> None:
@@ -111,39 +111,39 @@ class FeatureCache:
             return
         try:
             if self.store.rows:
-                self.checks.check_weights()  # before those of the new prefix are looked at
+                self.checks.check_weights()  # before fingerprints of the new weights are taken
             self._serve(self._choose())
         except NotCacheableError as error:
             self.step_aside(error)
 
-    def _choose(self) -> Choice:
-        """What is served of training and validation; of validation alone if that can't be."""
+    def _choose(self) -> ChosenCut:
+        """Chooses what to serve to training and validation, or to validation only."""
         bar = self.barred
         if bar is None:
             try:
-                choice = choose(self.subject, *self.flags)
+                choice = choose(self.cached_model, *self.flags)
                 self._check_worth(choice)
                 return choice
             except NotCacheableError as error:
                 bar = error
         if not self.validates:
             raise bar
-        choice, bar = choose_for_validation(self.subject, *self.flags, bar)
+        choice, bar = choose_for_validation(self.cached_model, *self.flags, bar)
         self._check_worth(choice)
         if choice.part is not None:
             self._tell_of_validation(bar)
         return choice
 
-    def _serve(self, choice: Choice) -> None:
+    def _serve(self, choice: ChosenCut) -> None:
         kept = self._keep_only(choice.columns)
-        if choice.part is not None:
+        if (part := choice.part) is not None:
             if kept and self.part is not None:
-                choice.part.follow(self.part)
-            arguments = self.subject, choice.part, self.flags[0], self.backend, self.dtype
-            self.served = Served(*arguments, training=choice.training)
-            self.part = choice.part
+                part.follow(self.part)
+            arguments = self.cached_model, part, self.flags[0], self.backend, self.dtype
+            self.served = StageServer(*arguments, training=choice.training)
+            self.part = part
             self.stats.cuts[self.stage] = choice.names
-            self.checks.look_at(choice.part.layers, self.subject.around, training=choice.training)
+            self.checks.look_at(part.layers, self.cached_model.around, training=choice.training)
             if choice.training:
                 self.stats.validation_only, self.stats.reason = False, ""
 
@@ -152,12 +152,12 @@ class FeatureCache:
         if self.checks.once("validation only"):
             tell(f"serves validation only: {error.reason}. To cache training too, {error.remedy}.")
 
-    def _check_worth(self, choice: Choice) -> None:
+    def _check_worth(self, choice: ChosenCut) -> None:
         if choice.part is None and not choice.later and not self.stats.cuts:
-            raise nothing_frozen(bool(self.subject.base_leaves))
+            raise nothing_frozen(bool(self.cached_model.base_leaves))
 
     def _keep_only(self, columns: Sequence[str] | None) -> bool:
-        """Frees what no later stage needs; False if something is missing: a new pass begins."""
+        """Frees columns that no later stage needs; False if some are missing: all are removed."""
         if columns is None:
             columns = list(self.store.columns)
         held = {column for column in self.store.columns if column.split(".")[0] in columns}
@@ -175,10 +175,10 @@ class FeatureCache:
         self.feeds.forget()
 
     def begin_epoch(self, iterator: Any) -> None:
-        """Looks for what may have changed since the last epoch.
+        """Checks what may have changed since the last epoch, and prepares the next.
 
         Args:
-            iterator: hands out the training batches.
+            iterator: yields the training batches.
         """
         if self.serves("train"):
             self._look_again()
@@ -189,13 +189,13 @@ class FeatureCache:
             self.feeds.stop("train", *([] if self.serves("test") else ["test"]))
         self.checks.begin_epoch()
         if self.checks.last_rows and self.checks.kind not in self.feeds:
-            self.store.expected = self.checks.last_rows  # the last batch may have been smaller
+            self.store.expected = self.checks.last_rows  # the last batch may be smaller
 
     def begin_test(self, iterator: Any) -> None:
-        """Before a validation: its rows are those that count where training isn't served.
+        """Prepares a validation, with the checks of an epoch if training isn't served.
 
         Args:
-            iterator: hands out the batches of the validation.
+            iterator: yields the validation batches.
         """
         if self.is_due:
             self._begin_stage()
@@ -209,7 +209,7 @@ class FeatureCache:
         self.feed("test", iterator)
 
     def _look_again(self) -> None:
-        """Steps aside if weights or arrays aren't what they were."""
+        """Steps aside if weights or arrays were changed."""
         assert self.served is not None
         try:
             self.checks.check_weights()
@@ -223,7 +223,7 @@ class FeatureCache:
         self.checks.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
 
     def end_epoch(self) -> None:
-        """Looks at how often the rows of this epoch were known."""
+        """Steps aside if almost no row of this epoch was known."""
         try:
             if self.served is not None:
                 self.checks.check_hits()
@@ -231,10 +231,10 @@ class FeatureCache:
             self.step_aside(error)
 
     def feed(self, kind: str, iterator: Any) -> None:
-        """Takes the arrays behind an iterator by number, if that is possible."""
+        """Makes an iterator over arrays yield row numbers, if possible."""
         feed = self.feeds.put(kind, iterator) if self.served is not None else None
         if feed is not None and self.served is not None:
-            self.checks.check_rows(feed, self.served.places(feed.structure))  # what they are now
+            self.checks.check_rows(feed, self.served.places(feed.structure))  # takes a sample
         if feed is not None and kind == self.checks.kind and not self.store.rows:
             self.store.expected = len(feed)
 
@@ -243,12 +243,12 @@ class FeatureCache:
 
         Args:
             kind: "train" or "test".
-            args: what Keras called the model's train or test function with.
-            plain: makes the function that runs the whole model.
+            args: the arguments with which Keras called the model's train or test function.
+            plain: returns the function that runs the whole model.
         """
         if not self.is_busy(kind):
             return self.backend.plain(plain(), *args)
-        state, batches = self.backend.pull(args, self.subject.model.steps_per_execution)
+        state, batches = self.backend.pull(args, self.cached_model.model.steps_per_execution)
         if not batches:
             raise StopIteration
         served = self.served
@@ -264,35 +264,35 @@ class FeatureCache:
         return self.whole.step(plain(), state, [restored(batch) for batch in batches])
 
     def _stop(self, error: NotCacheableError, kind: str) -> None:
-        """Within a step: what is in the way of training alone leaves validation to be served."""
+        """Stops serving within a step; validation may still be served after this epoch."""
         if kind == "test" or not error.in_training or not self.validates:
             self.step_aside(error)
             return
         self.barred = error.with_traceback(None)
         self.served = None
         self._forget()
-        self.is_due = True  # not now: on JAX variables hold nothing within an epoch
+        self.is_due = True  # not now: on JAX, variables are empty within an epoch
 
     def step_aside(self, error: NotCacheableError) -> None:
-        """From now on the whole model runs in each step."""
+        """Stops caching: the whole model runs in each step from now on."""
         self.served = None
         self.stats.enabled = self.stats.validation_only = False
         self.stats.reason = error.reason
         self._forget()
         tell(
-            f"stepped aside, and the run goes on uncached: {error.reason}. To use it, "
+            f"stepped aside, and the run continues without it: {error.reason}. To use the cache, "
             f"{error.remedy}."
         )
 
     def row_bytes(self) -> int | None:
-        """Returns the bytes of a row that is kept; None if that isn't known before the first."""
+        """Returns the bytes of a cached row; None if unknown before the first batch."""
         symbols = symbols_of(self.served.part) if self.served is not None else None
         if self.store.bytes_per_row or symbols is None:
             return self.store.bytes_per_row or None
         return row_bytes(symbols, self.dtype)
 
     def close(self) -> None:
-        """Gives everything back; the counts stay."""
+        """Frees the memory and restores the iterators; the statistics stay."""
         self.served = None
         self.store.clear()
         self.feeds.close()

@@ -1,4 +1,4 @@
-"""What a cache did."""
+"""Statistics of BottleneckCache: cache hits, misses, memory, and why it is off."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass
 class CacheStats:
-    """Counts of one `fit`; each `fit` begins anew.
+    """Counts of one `fit`; each `fit` resets them. A row is one sample, such as an image.
 
     Attributes:
         hits: rows that were served from the cache.
-        misses: rows whose features were computed, repeats and padding not counted.
-        rows: rows that are kept now, or were when `fit` ended.
-        bytes: of memory for these rows.
-        base_passes: distinct images whose features were computed (each time that they were), over
-            distinct images seen. 1.0 is the least there can be.
-        cuts: for each stage that was cached, the names of the layers whose outputs are kept.
-        enabled: whether rows are served; False before the first `fit`, and once the cache has
-            stepped aside.
-        validation_only: whether only the rows of the validation are, so that the counts above are
-            of these alone: something in front of the base is random in training.
-        reason: why training isn't served, or nothing is; else "".
+        misses: rows whose features were computed, without repeats and padding.
+        rows: rows in the cache now, or at the end of `fit`.
+        bytes: memory that these rows take.
+        base_passes: number of rows whose features were computed, divided by the number of distinct
+            rows. 1.0 is optimal: each row went through the base once.
+        cuts: for each cached stage, the names of the layers whose outputs are kept.
+        enabled: whether rows are served. False before the first `fit`, and after the cache stepped
+            aside.
+        validation_only: whether only validation rows are served, because a layer before the base
+            is random in training. The counts above are of validation rows then.
+        reason: why training isn't cached, or why nothing is; "" if both are cached.
 
     Examples:
         >>> BottleneckCache().stats.enabled

@@ -1,4 +1,4 @@
-"""Why a cache gives up: raised anywhere in this room, caught in one place, told in one warning."""
+"""The error that stops caching, its reasons and remedies, and the warning that names them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from keras_freeze.errors import CacheWarning, warn
 from keras_freeze.graph.layer_tree import is_seed
 
 # Why the output of a layer changes from step to step.
-TRAINS = "trains"
-MOVES = "its statistics move"
+TRAINS = "it is trainable"
+MOVES = "its statistics change in training"
 LOSS = "it adds to the loss"
-RANDOM = "it stays random"
-RANDOM_IN_TRAINING = "it stays random in training"
-TOLD = "it is told that this is training, and may not do the same each time"
+RANDOM = "it is random even in inference"
+RANDOM_IN_TRAINING = "it is random in training"
+TOLD = "its `call` takes `training`, so its output may change from step to step"
 
-NOTHING_FROZEN = "no frozen layer with weights comes before all that is trained"
+NOTHING_FROZEN = "no frozen layer with weights comes before the trainable layers"
 BEFORE_FIT = (
-    "apply it to the data before `fit`, as a few variants of each image, or move it after the base"
+    "apply it to the data before `fit`, with a few variants of each row, or move it after the base"
 )
-FROZEN = "let FreezeBase() freeze it with the base, or take it out"
+FROZEN = "let FreezeBase() freeze it with the base, or remove it"
 INFERENCE = "let FreezeBase() freeze it with the base, so that it runs in inference mode"
 
 
 class NotCacheableError(BaseException):
     """The frozen part can't be cached.
 
-    Not an `Exception`: it may be raised inside a call of a layer, and Keras would wrap it.
+    It isn't an `Exception`, which Keras would wrap if a layer call raised it.
 
     Args:
-        reason: what is in the way.
+        reason: why it can't be cached.
         remedy: what the user can do, as an imperative.
-        in_training: whether it is in the way with `training=True` alone, so that validation may
+        in_training: whether the reason holds with `training=True` only, so that validation may
             still be served.
     """
 
@@ -46,12 +46,12 @@ def obstacle(where: str, why: str, *, is_inside: bool) -> NotCacheableError:
     """Returns the error about a layer whose output changes.
 
     Args:
-        where: it stands.
-        why: it changes, as `DeterministicLayers` says it.
-        is_inside: whether frozen layers come before it too, as before a Dropout of the base.
+        where: names the layer and its place: "'drop' comes before frozen layers".
+        why: why its output changes, as `DeterministicLayers` returns it.
+        is_inside: whether frozen layers also come before it, as before a Dropout of the base.
     """
     if why == LOSS:
-        return NotCacheableError(f"{where}, and {LOSS}", "take that loss away")
+        return NotCacheableError(f"{where}, and {LOSS}", "remove that loss")
     if why == MOVES:
         return NotCacheableError(f"{where}, and {MOVES}", FROZEN)
     if why == RANDOM:
@@ -64,7 +64,7 @@ def obstacle(where: str, why: str, *, is_inside: bool) -> NotCacheableError:
         return NotCacheableError(f"{where}, and {RANDOM_IN_TRAINING}", INFERENCE, in_training=True)
     if why == RANDOM_IN_TRAINING:
         return NotCacheableError(
-            f"{where}, and {RANDOM_IN_TRAINING}, so each epoch sees other images",
+            f"{where}, and {RANDOM_IN_TRAINING}, so each epoch has different inputs",
             BEFORE_FIT,
             in_training=True,
         )
@@ -75,7 +75,7 @@ def not_told(what: str) -> NotCacheableError:
     """Returns the error about a layer that may be random in validation too.
 
     Args:
-        what: "'noise' is called before 'base'".
+        what: names the layer and its call: "'noise' is called before 'base'".
     """
     return NotCacheableError(
         f"{what} in validation without `training=False`", "pass `training` on in the model's `call`"
@@ -83,23 +83,23 @@ def not_told(what: str) -> NotCacheableError:
 
 
 def nothing_frozen(base_is_known: bool) -> NotCacheableError:
-    """Returns the error about a run that has nothing to cache, from its first stage on.
+    """Returns the error about a run that has nothing to cache in any stage.
 
     Args:
         base_is_known: whether a callback freezes and unfreezes a base.
     """
     return NotCacheableError(
         NOTHING_FROZEN,
-        "begin with a stage in which layers of the base are frozen; or leave the callback out"
+        "begin with a stage in which layers of the base are frozen, or remove the callback"
         if base_is_known
-        else "freeze the base: put FreezeBase() into the list of callbacks",
+        else "freeze the base: add FreezeBase() to the list of callbacks",
     )
 
 
 def moved(variables: list[Any]) -> NotCacheableError:
-    """Returns the error about states that change when the frozen part runs.
+    """Returns the error about variables that change when the frozen part runs.
 
-    Random code runs in training, as a rule; if it runs in validation too, that is seen there.
+    Random code usually runs in training only. If it runs in validation too, a check finds it there.
     """
     path = variables[0].path
     if all(map(is_seed, variables)):
@@ -109,19 +109,20 @@ def moved(variables: list[Any]) -> NotCacheableError:
             in_training=True,
         )
     return NotCacheableError(
-        f"{path!r} of the frozen part changes in each step", "keep such a layer out of the base"
+        f"the variable {path!r} of the frozen part changes in each step",
+        "move the layer that changes it out of the base",
     )
 
 
 def drawn() -> NotCacheableError:
-    """Returns the error about random code whose generator isn't one of Keras'."""
+    """Returns the error about random code that uses the backend's generator, not Keras'."""
     return NotCacheableError(
-        "random code runs before the base or in it: it draws from the backend's own generator",
+        "random code runs before the base or in it: it draws from the backend's random generator",
         BEFORE_FIT,
         in_training=True,
     )
 
 
 def tell(text: str) -> None:
-    """Warns of what a cache does."""
+    """Issues a `CacheWarning`; `text` continues "BottleneckCache ..."."""
     warn(f"BottleneckCache {text}", CacheWarning)

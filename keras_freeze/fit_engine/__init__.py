@@ -1,1 +1,1 @@
-"""Runs a `fit`: when its callbacks are called, which stage holds, and what a stage changes."""
+"""Applies the stages of a schedule within one `fit`: what is trainable, rates, cache, output."""

@@ -1,4 +1,4 @@
-"""What a `fit` prints about its stages, and when: nothing may tear the progress bar."""
+"""Prints the lines about stages in a `fit`, at times that don't break the progress bar."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Announcements:
 
     Args:
         model: the model that is fitted.
-        plan: of the fit.
-        epochs: of the fit, if known.
+        plan: which layers are trainable in which stage.
+        epochs: number of epochs of the fit, if known.
         freezing: its FreezeBase callbacks.
         gradual: its GradualUnfreeze, or None.
         recompile: its RecompileOnTrainableChange, or None.
@@ -38,16 +38,16 @@ class Announcements:
         self.freezing = freezing
         self.gradual = gradual
         self.recompile = recompile
-        self.changes = 0  # of other callbacks
+        self.changes = 0  # number of changes by other callbacks
         self.waiting: list[str] = []
 
     def add(self, text: str, *, verbose: bool = True) -> None:
-        """Prints a text, if there is one, as soon as the progress bar allows it."""
+        """Saves a text to print when the progress bar allows it."""
         if text and verbose:
             self.waiting.append(text)
 
     def show(self) -> None:
-        """Prints what waited."""
+        """Prints the saved texts."""
         for text in self.waiting:
             print(text, flush=True)
         self.waiting.clear()
@@ -61,16 +61,16 @@ class Announcements:
         rates: dict[str, float],
         optimizer: str | None,
     ) -> None:
-        """Prints the line of a stage, at once.
+        """Prints the lines of a stage immediately.
 
         Args:
-            number: of the stage.
-            epoch: in which it begins.
-            before: the trainable layers before it, as `trainable_layers` gives them.
-            now: those of the stage.
-            rates: the learning rates, as the logs have them.
-            optimizer: "carry" or "reset"; None in the first stage of a fit, whose line says what
-                the base is.
+            number: number of the stage.
+            epoch: epoch in which it begins.
+            before: the trainable layers before it, as `trainable_layers` returns them.
+            now: the trainable layers of the stage.
+            rates: the learning rates, as in the logs.
+            optimizer: "carry" or "reset"; None in the first stage of a fit, whose lines name the
+                base.
         """
         stage = self.plan.stage(number)
         if not self._is_shown(stage):
@@ -89,7 +89,7 @@ class Announcements:
     def others_changed(
         self, when: str, before: set[int], now: set[int], rates: dict[str, float]
     ) -> None:
-        """Adds the line of a change that another callback made."""
+        """Saves the lines about a change that another callback made."""
         self.changes += 1
         if self.recompile.verbose:
             title, did = f"Change {self.changes} of the trainable layers", DID
@@ -97,10 +97,10 @@ class Announcements:
             self.add(str(stage_report(*args, did[self.recompile.optimizer], "")))
 
     def stage_ends_early(self, number: int, epoch: int, askers: list[str]) -> None:
-        """Adds the line of a stage that PerStage callbacks ended."""
+        """Saves the line about a stage that PerStage callbacks ended."""
         text = ended_early_line(self.plan.title(number), self.when(epoch), askers)
         self.add(text, verbose=self.gradual.verbose)
 
     def when(self, epoch: int) -> str:
-        """An epoch as the progress bar counts it."""
+        """Returns the epoch as the progress bar shows it."""
         return f"epoch {epoch + 1}" + (f"/{self.epochs}" if self.epochs else "")

@@ -1,4 +1,4 @@
-"""The cache's part in a fit: when it follows a stage, when data begin to flow, what it tells."""
+"""Calls the feature cache at the events of a `fit`, and returns the lines to print about it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from keras_freeze.keras_internals.guarded_step_functions import GuardedStep, Ser
 from keras_freeze.keras_internals.trainable_flags import flags_now
 
 
-class Caching:
+class CacheLifecycle:
     """The cache of one fit.
 
     Args:
         callback: the `BottleneckCache`.
         model: the model that is fitted.
-        plan: of the fit.
-        epochs: of the fit, if known.
-        early: stages may begin before the epochs of the schedule.
-        in_threads: Keras calls hooks at the end of a validation batch from other threads.
+        plan: which layers are trainable in which stage.
+        epochs: number of epochs of the fit, if known.
+        early: whether stages may begin before their epochs.
+        in_threads: whether Keras calls `on_test_batch_end` from other threads.
 
     Raises:
         LayerMatchError: the callback's `base` isn't part of the model.
@@ -47,18 +47,18 @@ class Caching:
         self.plan = plan
         self.epochs = epochs
         self.in_threads = in_threads
-        self.reached = None if early else epochs  # stages from here on are never reached
+        self.reached = None if early else epochs  # stages from this epoch on are never reached
         self.verbose = callback.verbose
         self.iterator = callbacks_of_fit.epoch_iterator()
         self.test: ServedTest | None = None
-        self.announced: set[int] = set()  # stages of which the first line was printed,
-        self.told: set[int] = set()  # and the second
+        self.announced: set[int] = set()  # stages whose first line was printed
+        self.told: set[int] = set()  # stages whose second line was printed
         served = _served_leaves(callback.base, model, plan)
-        subject = CachedModel(model, plan.tree, served, plan.base_leaves)
+        cached_model = CachedModel(model, plan.tree, served, plan.base_leaves)
         dtype = numpy_dtype(callback.dtype) if callback.dtype else None
         callback.stats = CacheStats()
         self.cache = FeatureCache(
-            subject,
+            cached_model,
             callback.stats,
             callback.byte_limit,
             dtype,
@@ -67,17 +67,17 @@ class Caching:
 
     @property
     def server(self) -> FeatureCache | None:
-        """What runs the train steps; None while the cache has nothing to do with them."""
+        """The cache if it runs the train steps, else None."""
         return self.cache if self.cache.is_busy("train") else None
 
     def follow(self, number: int) -> None:
-        """The flags are those of a stage now."""
+        """Moves the cache to a stage whose flags have been set."""
         now = flags_now(self.plan.tree)
         later = [now | flags for flags in self.plan.flags_after(number, self.reached)]
         self.cache.follow(number, now, later)
 
     def begin_data(self, step: GuardedStep) -> str:
-        """Before the data of an epoch begin to flow; returns what to print."""
+        """Prepares the cache for the batches of an epoch; returns what to print."""
         self.cache.begin_epoch(self.iterator)
         if self.server is not step.server:
             step.refresh(made=False, server=self.server)
@@ -94,17 +94,17 @@ class Caching:
         )
 
     def end_data(self, epoch: int) -> str:
-        """An epoch and its validation are over; returns what to print."""
+        """Checks the cache after an epoch and its validation; returns what to print."""
         self.cache.end_epoch()
         if not self.verbose or self.cache.served is None or self.cache.stage in self.told:
             return ""
         if not self.cache.stats.rows:
-            return ""  # of the validation, in an epoch that has none
+            return ""  # validation is cached, and this epoch has none
         self.told.add(self.cache.stage)
         return pass_line(epoch + 1, self.epochs, self.cache.stats)
 
     def begin_test(self, step: GuardedStep) -> None:
-        """Validation within this fit begins."""
+        """Prepares the cache for a validation within the fit."""
         step.follow_compile()
         self.test = None
         self.cache.begin_test(callbacks_of_fit.evaluation_iterator(self.model))
@@ -116,19 +116,19 @@ class Caching:
             self.wake_test_feed()
 
     def wake_test_feed(self) -> None:
-        """The hooks of a validation batch are over: the next batch may be taken."""
+        """Lets the next validation batch be read, since the hooks of the last one have run."""
         feed = self.cache.feeds.get("test")
         if feed is not None:
             feed.wake()
 
     def arm_test(self) -> None:
-        """The next step of the validation may be served."""
+        """Lets the cache serve the next validation step."""
         if self.test is not None:
             self.test.arm()
 
 
 def _served_leaves(base: Any, model: Any, plan: Plan) -> list[Layer]:
-    """The leaves that the user wants cached: named, of the base, frozen by hand, or guessed."""
+    """Returns the layers to cache: of `base`, of the plan's bases, frozen ones, or a guess."""
     if base is not None:
         return find_base(model, base).leaves
     if plan.bases:

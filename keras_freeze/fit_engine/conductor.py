@@ -1,4 +1,4 @@
-"""Decides, at each event of a `fit`, what happens in which order."""
+"""Controls one `fit`: decides at each event what happens in which order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_freeze.fit_engine.announcements import Announcements
-from keras_freeze.fit_engine.cache_lifecycle import Caching
+from keras_freeze.fit_engine.cache_lifecycle import CacheLifecycle
 from keras_freeze.fit_engine.early_stop_warning import warn_of_stop
 from keras_freeze.fit_engine.make_plan import plan_of_callbacks
 from keras_freeze.fit_engine.plan_checks import warn_of_untrained_head
@@ -29,16 +29,16 @@ UNAWARE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
 
 
 class Conductor:
-    """One `fit`: calls its parts in the right order.
+    """Controls one `fit`: calls its parts in the right order.
 
     It decides when a stage begins or ends, when a change by another callback takes effect, and
-    what the logs hold. How is decided by its parts, and it holds no state of its own: the plan
-    (which layers train in which stage), the clock (which stage runs), the triggers and the
-    PerStage callbacks (when a stage ends), the changes (flags, optimizer, rates and step
-    functions), the cache, and the announcements.
+    what the logs contain. Its parts do the work and hold the state: the plan (which layers are
+    trainable in which stage), the clock (which stage runs), the triggers and the PerStage callbacks
+    (when a stage ends), the changes (flags, optimizer, rates and step functions), the cache, and
+    the announcements.
 
     Args:
-        callback_list: the list of callbacks of the `fit`.
+        callback_list: Keras' list of the callbacks of the `fit`.
         model: the model that is fitted.
         ours: the public callbacks in the list.
     """
@@ -64,7 +64,7 @@ class Conductor:
         self.changes = TrainableChanges(model, self.plan, self.clock, self.rates, self.caching)
         told_by = self.freezing, self.gradual, self.recompile
         self.announcements = Announcements(model, self.plan, self.epochs, *told_by)
-        # Flags can change between two steps only if another callback has hooks there.
+        # Flags can change between two steps only in the hooks of other callbacks.
         acting = callbacks_of_fit.acting_hooks(callback_list, UNAWARE)
         self.watched = acting if self.recompile else set()
 
@@ -75,16 +75,16 @@ class Conductor:
         is_final = self.recompile is None
         return make_triggers(self.model, self.plan, self.clock.begun, known, is_final=is_final)
 
-    def _make_caching(self, callback: Any) -> Caching | None:
+    def _make_caching(self, callback: Any) -> CacheLifecycle | None:
         if callback is None:
             return None
         in_threads = callbacks_of_fit.tests_in_threads(self.callback_list)
         early = bool(self.stops)
         args = callback, self.model, self.plan, self.epochs
-        return Caching(*args, early=early, in_threads=in_threads)
+        return CacheLifecycle(*args, early=early, in_threads=in_threads)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Brings the model into the stage that holds in `epoch`."""
+        """Changes the model to the stage of this epoch."""
         self.stops.begin_epoch()
         if not self.clock.begin_epoch(epoch):
             return
@@ -111,7 +111,7 @@ class Conductor:
             step_functions.check_carry(self.model)
 
     def _warn_of_untrained_head(self) -> None:
-        """Layers of the base are trained from the start, and the optimizer never made a step."""
+        """Warns if the base is trained from the start, before the optimizer made any update."""
         stage, flags = self.plan.stage(1), self.plan.flags[1]
         unfrozen = any(flags.get(id(leaf)) for leaf in self.plan.base_leaves)
         optimizers = optimizer_rebuild.leaves(self.model.optimizer)
@@ -120,54 +120,54 @@ class Conductor:
             warn_of_untrained_head(stage)
 
     def _mode(self, stage: Any) -> str:
-        """How a stage treats the optimizer, "carry" or "reset"."""
+        """Returns how a stage treats the optimizer: "carry" or "reset"."""
         return (stage and stage.optimizer) or (self.gradual.optimizer if self.gradual else "carry")
 
     def _modes(self) -> set[str]:
-        """How the changes of this run may treat the optimizer."""
+        """Returns all ways in which this run may treat the optimizer."""
         modes = {self._mode(stage) for stage in self.plan.schedule or ()}
         return modes | ({self.recompile.optimizer} if self.recompile else set())
 
     def acts_in(self, hooks: tuple[str, ...]) -> bool:
-        """True if another callback may change flags in one of these hooks."""
+        """Returns True if another callback may change flags in one of these hooks."""
         return not self.watched.isdisjoint(hooks)
 
     def before_others_act(self, hooks: tuple[str, ...]) -> None:
-        """Before other callbacks run one of these hooks, in which they may change flags."""
+        """Prepares for other callbacks' hooks, in which flags may change."""
         if self.acts_in(hooks):
             self.changes.keep_order()
 
     def settle(self, when: str) -> None:
-        """With RecompileOnTrainableChange: a change by another callback takes effect now."""
+        """With RecompileOnTrainableChange, makes another callback's change take effect."""
         before = self.changes.trainable
         if self.recompile is not None and self.changes.take_up(self.recompile.optimizer):
             now = self.changes.trainable
             self.announcements.others_changed(when, before, now, self.rates.logs())
 
     def begin_data(self) -> None:
-        """Before the data of an epoch begin to flow, after all that other callbacks did."""
+        """Prepares the batches of an epoch, after the hooks of other callbacks."""
         self.rates.tell_of_others(self.clock.number)
         if self.caching is not None:
             self.announcements.add(self.caching.begin_data(self.changes.step))
 
     def end_data(self) -> None:
-        """The epoch and its validation are over."""
+        """Ends an epoch and its validation."""
         if self.caching is not None:
             self.announcements.add(self.caching.end_data(self.clock.epoch))
 
     def begin_validation(self) -> None:
-        """Validation within this fit begins."""
+        """Begins a validation within the fit."""
         if self.caching is not None:
             self.caching.begin_test(self.changes.step)
 
     def see(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Looks at the logs of an epoch, which are complete: does the stage end?"""
+        """Reads the complete logs of an epoch; a trigger may end the stage."""
         if self.triggers is not None:
             text = self.triggers.see(epoch, logs)
             self.announcements.add(text, verbose=self.gradual.verbose)
 
     def heed_stops(self) -> None:
-        """A PerStage's stop ends the stage; the run, if it is the last. Another's ends the run."""
+        """Ends the stage if a PerStage callback asked to stop, or the run in the last stage."""
         askers = self.stops.askers()
         if not askers or self.model.stop_training:
             return
@@ -178,9 +178,9 @@ class Conductor:
             self.announcements.stage_ends_early(self.clock.number, self.clock.epoch, askers)
 
     def logs(self) -> dict[str, float]:
-        """What every epoch's logs carry: numbers, so that any logger shows them."""
+        """Returns what is added to each epoch's logs: numbers, which any logger can show."""
         if not self.freezing and not self.gradual:
-            return {}  # a run without stages logs what it logs without us
+            return {}  # without stages, the logs stay unchanged
         return {
             "stage": self.clock.number,
             "trainable_params": count_params(self.model.trainable_variables),
@@ -188,7 +188,7 @@ class Conductor:
         }
 
     def end(self, logs: dict[str, Any]) -> None:
-        """The fit is over; `logs` are those of its last epoch."""
+        """Ends the fit. `logs` are those of the last epoch."""
         self.announcements.show()
         self.rates.keep_original()
         callbacks = callbacks_of_fit.all_callbacks(self.callback_list)

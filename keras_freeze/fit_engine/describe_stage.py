@@ -1,4 +1,4 @@
-"""What is printed when a stage begins, read from the model as it is then."""
+"""Collects what is printed when a stage begins, from the model's state at that time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from keras_freeze.keras_internals.trainable_flags import flags_now, may_unfreeze
 
 
 def trainable_layers(tree: LayerTree) -> set[int]:
-    """Returns the ids of the leaves whose own weights are trained."""
+    """Returns the ids of the leaves (layers without sublayers) whose weights are trained."""
     now = flags_now(tree)
     return {id(leaf) for leaf in tree.leaves if own_variables(leaf) and now[id(leaf)]}
 
 
 def names_of(plan: Plan, leaves: Collection[int]) -> dict[str, int]:
-    """Returns what to call some leaves, and how many of them each name stands for.
+    """Returns short names for some layers, and how many layers each name stands for.
 
-    A container is named in place of all its layers, also where BatchNormalization stays behind.
+    A container is named in place of all its layers, even if its BatchNormalization stays frozen.
     """
     closed = closed_containers(plan.tree, [base.leaves for base in plan.bases])
     idle = {id(leaf) for leaf in plan.base_leaves if not may_unfreeze(leaf, plan.batch_norm)}
@@ -29,7 +29,7 @@ def names_of(plan: Plan, leaves: Collection[int]) -> dict[str, int]:
 
 
 def describe_base(plan: Plan) -> str:
-    """Returns what the base of a fit is, for the first line that is printed."""
+    """Returns the description of the base for the first lines that are printed."""
     weighted = {id(leaf) for leaf in plan.base_leaves if own_variables(leaf)}
     label = " + ".join(found.label for found in plan.bases)
     found = any(found.is_guessed for found in plan.bases)
@@ -47,18 +47,18 @@ def stage_report(
     optimizer_did: str,
     base: str,
 ) -> StageReport:
-    """Returns what a stage changed.
+    """Returns the report of what a stage changed.
 
     Args:
         model: the model that is fitted.
-        plan: of the fit.
-        title: of the stage.
-        when: it begins.
-        before: the trainable layers of the stage before it, as `trainable_layers` gives them.
-        now: those of this stage.
-        rates: as the logs have them.
+        plan: which layers are trainable in which stage.
+        title: title of the stage.
+        when: when it begins.
+        before: the trainable layers of the stage before it, as `trainable_layers` returns them.
+        now: the trainable layers of this stage.
+        rates: the learning rates, as in the logs.
         optimizer_did: what happened to the optimizer.
-        base: what the base is, "" if it was said before.
+        base: description of the base, "" if it was printed before.
     """
     trainable = count_params(model.trainable_variables)
     return StageReport(

@@ -1,4 +1,4 @@
-"""What is said when a run ends before all stages have begun: which, who ended it, what to do."""
+"""Warns if a callback, such as EarlyStopping, ended the run before all stages began."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_freeze.errors import warn
 from keras_freeze.fit_engine.stage_clock import StageClock
 
 PATIENT = (
-    "Put PerStage(EarlyStopping(...)) in its place: then it ends the stage, and the next one "
+    "Replace it with PerStage(EarlyStopping(...)), which ends the stage, so that the next one "
     "begins. Or raise its patience."
 )
 
@@ -19,16 +19,16 @@ PATIENT = (
 def warn_of_stop(
     clock: StageClock, epochs: int | None, callbacks: list[Any], logs: dict[str, Any]
 ) -> bool:
-    """Warns if another callback ended the run while planned stages hadn't begun.
+    """Warns if another callback ended the run before all planned stages began.
 
     Args:
-        clock: of the run.
-        epochs: that were asked for.
-        callbacks: of the run.
-        logs: of its last epoch.
+        clock: the running stage and epoch.
+        epochs: the `epochs` argument of `fit`.
+        callbacks: the callbacks of the run.
+        logs: the logs of the last epoch.
 
     Returns:
-        True if it did.
+        True if it warned.
     """
     if epochs is None or clock.number < 0 or clock.epoch + 1 >= epochs:
         return False
@@ -48,7 +48,7 @@ def warn_of_stop(
 
 
 def _stopped_by(callbacks: list[Any], logs: dict[str, Any]) -> tuple[str, str]:
-    """Who ended the run, if that can be known, and what to do."""
+    """Returns who ended the run, if known, and what to do."""
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.EarlyStopping) and callback.stopped_epoch:
             return f"{type(callback).__name__}(monitor={callback.monitor!r})", PATIENT
@@ -56,4 +56,4 @@ def _stopped_by(callbacks: list[Any], logs: dict[str, Any]) -> tuple[str, str]:
         is_bad = loss is not None and not math.isfinite(loss)
         if isinstance(callback, keras.callbacks.TerminateOnNaN) and is_bad:
             return "TerminateOnNaN", f"The loss was {loss}: lower the learning rate."
-    return "A callback", "It set `model.stop_training`: let it wait until the last stage runs."
+    return "A callback", "It set `model.stop_training`: let it do so in the last stage only."

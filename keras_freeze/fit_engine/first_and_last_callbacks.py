@@ -1,9 +1,8 @@
-"""The hooks of one `fit`: where in the list of callbacks the conductor is called.
+"""Adds two callbacks to a running `fit`, the first and the last, that call its Conductor.
 
-The public callbacks hold arguments. The first of them that `fit` calls puts two hooks into the
-running list of callbacks, one before and one after all others, and one conductor behind both. So
-the callbacks may stand in any order, any number of them share one engine, and an instance can be
-used in a second `fit`: nothing of a run is kept on it, nor on the model.
+The public callbacks only hold arguments. The first one that `fit` calls adds the two callbacks and
+makes the Conductor for all of them. So the public callbacks may be in any order, and an instance
+can be used in a second `fit`: no state of a run is kept on it or on the model.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from keras_freeze.fit_engine.conductor import Conductor
 from keras_freeze.keras_internals import callbacks_of_fit
 
 
-class Participant(keras.callbacks.Callback):
-    """What the public callbacks share: the first one called sets up the run for all.
+class PublicCallback(keras.callbacks.Callback):
+    """Base class of the public callbacks. The first one that is called sets up the run.
 
     Attributes:
-        role: which of the conductor's parts the callback's arguments are for.
+        role: the part of the conductor that uses the callback's arguments.
     """
 
     role = ""
@@ -31,21 +30,21 @@ class Participant(keras.callbacks.Callback):
             ours = [
                 c
                 for c in callbacks_of_fit.all_callbacks(callback_list)
-                if isinstance(c, Participant)
+                if isinstance(c, PublicCallback)
             ]
             conductor = Conductor(callback_list, self.model, ours)
             callbacks_of_fit.enclose(callback_list, First(conductor), Last(conductor))
 
 
 class First(keras.callbacks.Callback):
-    """Before every other callback: the stage begins, the logs are completed."""
+    """Runs before all other callbacks: begins stages and completes the logs."""
 
     def __init__(self, conductor: Conductor):
         super().__init__()
         self.conductor = conductor
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        # A fit that raised has left this hook over, in a CallbackList of the user's.
+        # If the user passed a CallbackList, a fit that raised left its hooks in it.
         _leave(self.conductor.callback_list)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -73,7 +72,7 @@ class First(keras.callbacks.Callback):
 
 
 class Last(keras.callbacks.Callback):
-    """Behind every other callback: sees what they changed, right before the step."""
+    """Runs after all other callbacks: their changes take effect right before the step."""
 
     def __init__(self, conductor: Conductor):
         super().__init__()
@@ -125,8 +124,8 @@ class Last(keras.callbacks.Callback):
         self.conductor.see(epoch, logs or {})
         self.conductor.end_data()
         self.conductor.heed_stops()
-        self.conductor.rates.keep_original()  # now: a `fit` that raises never comes to its end
-        self.conductor.announcements.show()  # the bar is done
+        self.conductor.rates.keep_original()  # here: a `fit` that raises skips `on_train_end`
+        self.conductor.announcements.show()  # the progress bar is complete
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle("from the end of the fit")
@@ -135,6 +134,6 @@ class Last(keras.callbacks.Callback):
 
 
 def _leave(callback_list: Any) -> None:
-    """Takes the hooks out of the list of callbacks."""
+    """Removes First and Last from the list of callbacks."""
     hooks = [c for c in callback_list.callbacks if isinstance(c, (First, Last))]
     callbacks_of_fit.take_out(callback_list, *hooks)

@@ -1,4 +1,4 @@
-"""Which share of the learning rate each variable gets in a stage."""
+"""Computes the learning-rate multiplier of each variable in a stage."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def multipliers_of(
     resets: Callable[[Stage], bool],
     share: Callable[[Any], float | None],
 ) -> Multipliers:
-    """Returns the multipliers that a stage asks for, warm-up aside; full speed is left out.
+    """Returns the multipliers of a stage, without warm-up. Those equal to 1 are left out.
 
-    With a rate of the base's own, that is the rate of its block next to the head; without one, the
-    head's is the rate from which `layer_decay` goes down.
+    `layer_decay` is applied from the head downwards. If the base has its own learning rate, its
+    last block gets that rate.
 
     Args:
-        plan: of the fit.
-        number: of the stage.
-        resets: whether a stage begins with the optimizer as new.
-        share: of the rate, for a variable of the base; None = it has no rate of its own.
+        plan: which layers are trainable in which stage.
+        number: number of the stage.
+        resets: returns whether a stage resets the optimizer.
+        share: returns the base's rate divided by the head's, for a variable; None = no own rate.
     """
     decay = None
     for earlier in range(1, number + 1):
@@ -52,9 +52,9 @@ def multipliers_of(
 
 
 def depths_in(base: Base) -> dict[int, int]:
-    """Returns how many blocks each variable of a base is away from the head, by id.
+    """Returns by id how many blocks each variable of a base is away from the head.
 
-    Blocks are those between the articulation points of the graph: none is a part of a residual one.
+    A block lies between two articulation points of the graph, so a residual block isn't divided.
     """
     blocks = weighted_blocks(base.scope.tree, base.leaves)
     numbered = enumerate(reversed(blocks), start=1)
@@ -64,7 +64,7 @@ def depths_in(base: Base) -> dict[int, int]:
 
 
 def still_rising(multipliers: Multipliers, before: Multipliers) -> Multipliers:
-    """Returns the multipliers of a stage: what was still growing goes on."""
+    """Returns the multipliers of a stage; an unfinished warm-up continues."""
     rising = {key: multiplier for key, multiplier in before.items() if multiplier.steps}
     return multipliers | {
         key: replace(multiplier, scale=multipliers.get(key, FULL).scale)
@@ -75,13 +75,13 @@ def still_rising(multipliers: Multipliers, before: Multipliers) -> Multipliers:
 def warmed_up(
     multipliers: Multipliers, unfrozen: list[Any], steps: int, updates: Mapping[int, int]
 ) -> Multipliers:
-    """Returns the multipliers with those of unfrozen variables growing from small to their own.
+    """Returns the multipliers with a warm-up for unfrozen variables.
 
     Args:
-        multipliers: of the stage.
-        unfrozen: the variables that it has just unfrozen.
-        steps: after which they are at their own.
-        updates: how many updates the optimizer of each variable has made, by its id.
+        multipliers: the multipliers of the stage.
+        unfrozen: the variables that the stage unfreezes.
+        steps: length of the warm-up in steps.
+        updates: number of updates that each variable's optimizer has made, by the variable's id.
     """
     slow = {id(v): multipliers.get(id(v), FULL) for v in unfrozen}
     return multipliers | {

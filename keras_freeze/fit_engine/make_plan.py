@@ -1,4 +1,4 @@
-"""Makes the plan of a `fit`: resolves all names of bases and stages against the model."""
+"""Makes the plan of a `fit` (which layers are trainable in which stage) from names of layers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from keras_freeze.schedule.stage import Stage
 
 
 def plan_of_callbacks(model: Any, freezing: list[Any], gradual: Any, epochs: int | None) -> Plan:
-    """Makes the plan that callbacks ask for.
+    """Makes the plan from the callbacks' arguments.
 
     Args:
         model: the built model that is fitted.
         freezing: the FreezeBase callbacks.
         gradual: the GradualUnfreeze, or None.
-        epochs: after which stages are never reached, if known; each such stage is a warning.
+        epochs: number of epochs, if known; each stage that begins later is a warning.
     """
     asked = [callback.batch_norm for callback in (*freezing, gradual) if callback is not None]
     schedule = gradual.schedule if gradual else None
@@ -51,7 +51,7 @@ def plan_of_callbacks(model: Any, freezing: list[Any], gradual: Any, epochs: int
 def make_plan(
     model: Any, frozen: list[Any], schedule: Schedule | None, base: Any, batch_norm: str
 ) -> Plan:
-    """Resolves every name against the model.
+    """Makes the plan; finds the layers that bases and stages name.
 
     Args:
         model: the built model that is fitted.
@@ -68,7 +68,7 @@ def make_plan(
     tree = LayerTree(model)
     scope = Scope(tree, [leaf for found in bases for leaf in found.leaves])
     if len(bases) == 1:
-        scope = bases[0].scope  # its own graph serves "20%" and "-20:"
+        scope = bases[0].scope  # "20%" and "-20:" need the base's own graph
     if schedule is not None and (base is not None or not bases):
         own = find_base(model, base)
         same = next((found for found in bases if _is_same(found, own)), None)
@@ -85,11 +85,11 @@ def _is_same(one: Base, other: Base) -> bool:
 
 
 class Change(NamedTuple):
-    """What one stage says.
+    """The changes of one stage.
 
     Attributes:
-        flags: as in `trained`.
-        adapters: those of them that are of LoRA adapters that were named as such.
+        flags: whether layers and variables are trainable, as in `trained`.
+        adapters: the flags among them of LoRA adapters that the stage names by `"lora"`.
     """
 
     flags: dict[int, bool]
@@ -97,10 +97,11 @@ class Change(NamedTuple):
 
 
 def _flags(plan: Plan, scope: Scope) -> list[dict[int, bool]]:
-    """The base begins frozen; its LoRA adapters don't, unless a stage unfreezes them by `"lora"`.
+    """Returns the flags of each stage.
 
-    Outside the base a layer begins as it is, but trainable if the first stage that names it freezes
-    it.
+    The base begins frozen. Its LoRA adapters begin trainable unless a stage unfreezes them by
+    `"lora"`. A layer outside the base begins as it is, or trainable if the first stage that names
+    it freezes it.
     """
     stages = [] if plan.schedule is None else list(plan.schedule)
     changes = [_change(plan, scope, number, stage) for number, stage in enumerate(stages, start=1)]
@@ -119,7 +120,7 @@ def _flags(plan: Plan, scope: Scope) -> list[dict[int, bool]]:
         flags.append({**flags[-1], **change.flags})
         stage = stages[number - 1]
         names_a_head = stage.freeze is None and inside.isdisjoint(change.flags)
-        if flags[-1] == flags[-2] and not names_a_head:  # who lists the head means no harm
+        if flags[-1] == flags[-2] and not names_a_head:  # listing the head again is no mistake
             warn_of_idle_stage(stage, number)
     return flags
 
@@ -131,10 +132,10 @@ def _change(plan: Plan, scope: Scope, number: int, stage: Stage) -> Change:
     if both:
         raise ScheduleError(
             f"{stage.title(number)} (at={stage.at}) both unfreezes and freezes {both[:5]}. "
-            f"Take them out of one. Received: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}"
+            f"Remove them from one. Received: unfreeze={stage.unfreeze!r}, freeze={stage.freeze!r}"
         )
     base = {id(leaf) for leaf in plan.base_leaves}
-    ruled = [leaf for leaf in unfrozen if id(leaf) in base]  # by the BatchNorm policy
+    ruled = [leaf for leaf in unfrozen if id(leaf) in base]  # by `batch_norm`
     if len(ruled) == len(unfrozen):
         where = f"`unfreeze` of {stage.title(number)} (at={stage.at})"
         check_not_only_batch_norm(unfrozen, plan.batch_norm, where)
@@ -149,7 +150,7 @@ def _change(plan: Plan, scope: Scope, number: int, stage: Stage) -> Change:
 def _selected(
     plan: Plan, scope: Scope, number: int, stage: Stage, argument: str
 ) -> tuple[list[Layer], list[Any]]:
-    """The leaves that a stage names, and the adapters that it names by `"lora"`."""
+    """Returns the layers that a stage names, and the adapters that it names by `"lora"`."""
     selector = getattr(stage, argument)
     items = list(selector) if isinstance(selector, (list, tuple)) else [selector]
     where = f"`{argument}` of {stage.title(number)} (at={stage.at})"

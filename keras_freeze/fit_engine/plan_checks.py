@@ -1,4 +1,4 @@
-"""What may be wrong with the plan of a `fit`: errors before the first step, and warnings."""
+"""Errors and warnings about a schedule's effect on a model, before the first step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_something_trains(plan: Plan, number: int) -> None:
 
 
 def _who_froze(plan: Plan, layers: list[Layer], number: int) -> str:
-    """Which layers outside the base are frozen by which line."""
+    """Returns which layers outside the base are frozen by which stage."""
     parts, left = [], list(layers)
     for each in range(number, 0, -1):
         flags, before = plan.flags[each], plan.flags[each - 1]
@@ -48,7 +48,7 @@ def _named(layers: list[Layer]) -> str:
 
 
 def _remedy(plan: Plan, outside: list[Layer]) -> str:
-    """What to do about it; a base may hold all weights, as that of a language model does."""
+    """Returns the remedy. A base may hold all weights, as in a language model."""
     if outside:
         return f"Leave one of these trainable, or name a smaller base than {plan.bases[0].label!r}."
     root = plan.bases[0].scope.tree.root if plan.bases else plan.tree.root
@@ -57,24 +57,24 @@ def _remedy(plan: Plan, outside: list[Layer]) -> str:
     if len(blocks) > 1:
         remedy += f": FreezeBase(':{blocks[(len(blocks) - 1) // 2].name}') freezes its lower layers"
     if any(adapters(leaf) for leaf in plan.base_leaves):
-        return f"{remedy}. Or let its adapters train from the start: take 'lora' out of `unfreeze`."
+        return f"{remedy}. Or train its adapters from the start: remove 'lora' from `unfreeze`."
     if hasattr(root, "enable_lora"):
         return f"{remedy}. Or add adapters before `compile`: {root.name}.enable_lora(rank=4)."
     return f"{remedy}."
 
 
 def warn_of_idle_stage(stage: Stage, number: int) -> None:
-    """Warns of a stage that changes no layer, though it names some."""
+    """Warns about a stage that names layers but changes none."""
     named = stage.unfreeze is not None or stage.freeze is not None
     if named and stage.learning_rate is None:
         warn(
-            f"{stage.title(number)} (at={stage.at}) changes no layer: what it names is already so. "
-            f"Received: {stage!r}",
+            f"{stage.title(number)} (at={stage.at}) changes no layer: the layers that it names "
+            f"already have this state. Received: {stage!r}",
         )
 
 
 def warn_of_unreached(schedule: Schedule, epochs: int) -> None:
-    """Warns of stages that lie after the last epoch."""
+    """Warns about stages after the last epoch."""
     for number, stage in enumerate(schedule, start=1):
         if isinstance(stage.at, int) and stage.at >= epochs:
             warn(

@@ -1,4 +1,4 @@
-"""The stages of one `fit` that begin by a trigger, and the best epoch of the one that runs."""
+"""Begins stages when a metric stops improving (`Plateau`), and restores the best epoch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Logs = dict[str, Any]
 
 
 class Triggers:
-    """Watches the running stage for the one that waits after it.
+    """Watches the logs of the running stage for the trigger of the next one.
 
     Args:
-        schedule: of the fit.
-        begun: the epochs at which stages after a trigger began, by number; is kept up to date.
+        schedule: the schedule of the fit.
+        begun: epochs in which stages with a trigger began, by number; updated here.
         model: the model that is fitted.
-        fixed: the variables that can't change in the fit.
+        fixed: ids of the variables that can't change in the fit.
     """
 
     def __init__(self, schedule: Schedule, begun: dict[int, int], model: Any, fixed: set[int]):
@@ -39,7 +39,7 @@ class Triggers:
         self.best_epoch: int | None = None
 
     def enter(self, number: int) -> None:
-        """A stage begins: what is watched is watched from here."""
+        """Begins to watch for the stage after the one that begins."""
         self.number = number
         self.best = self.best_epoch = None
         following = self._following
@@ -53,9 +53,9 @@ class Triggers:
 
     @property
     def _may_restore(self) -> bool:
-        """True if a stage that may come next goes back to the best epoch of this one.
+        """True if a stage that may come next restores the best epoch of this one.
 
-        That is the next one, or, while triggers don't fire, one after it that has its epoch.
+        That is the next stage, or, as long as triggers don't fire, the next one with a fixed epoch.
         """
         for stage in list(self.schedule)[self.number :]:
             if stage.restore_best:
@@ -69,14 +69,14 @@ class Triggers:
         return self.schedule.waiting_at(self.number) is not None
 
     def restore(self) -> bool:
-        """Back to the best epoch of the running stage; False if none is known."""
+        """Restores the best epoch of the running stage; returns False if none is known."""
         if self.best is None:
             return False
         self.best.restore()
         return True
 
     def see(self, epoch: int, logs: Logs) -> str:
-        """Looks at the logs of an epoch; returns what to print."""
+        """Reads the logs of an epoch; returns what to print."""
         self.epoch = epoch
         following = self._following
         if self.watched is None or following is None:
@@ -110,7 +110,7 @@ class Triggers:
         return f"{why} Best: {watched.best:.4g} in epoch {self.best_epoch + 1}."
 
     def end(self) -> None:
-        """The fit is over: tells of triggers that never fired, or fired too late."""
+        """Warns at the end of the fit about triggers that never fired, or fired too late."""
         if self.number < 0:
             return  # a fit of no epochs
         for number, stage in enumerate(self.schedule, start=1):
@@ -120,7 +120,7 @@ class Triggers:
                 why = "its trigger fired in the last epoch"
             elif number < self.number:
                 running = self.schedule[self.number]
-                why = f"{running.title(self.number)} began before, at its epoch {running.at}"
+                why = f"{running.title(self.number)} began first, at its epoch {running.at}"
             elif number > self.number + 1:
                 why = f"the stage before it was never reached, or never ended ({self._running} ran)"
             else:
@@ -140,10 +140,10 @@ def make_triggers(
 
     Args:
         model: the model that is fitted.
-        plan: of the fit.
+        plan: which layers are trainable in which stage.
         begun: as in `Triggers`.
-        known: the names that the logs will have, if known.
-        is_final: the layers of the base that the plan never trains stay frozen.
+        known: the names of the metrics in the logs, if known.
+        is_final: whether layers of the base that the plan never trains stay frozen.
 
     Raises:
         ScheduleError: a monitor isn't in the logs.
@@ -158,16 +158,16 @@ def make_triggers(
 
 
 def monitor_of(stage: Stage) -> Plateau:
-    """Returns what decides which epoch before a stage was the best."""
+    """Returns the `Plateau` that decides which epoch before a stage is the best."""
     return stage.at if isinstance(stage.at, Plateau) else Plateau("val_loss")
 
 
 def check_monitors(schedule: Schedule, known: set[str] | None) -> None:
-    """Raises `ScheduleError` if something is watched that the logs won't have.
+    """Raises `ScheduleError` if a monitored metric won't be in the logs.
 
     Args:
-        schedule: of the fit.
-        known: the names that they will have; None = that can't be said before the first step.
+        schedule: the schedule of the fit.
+        known: the names of the metrics in the logs; None = unknown before the first step.
     """
     for number, stage in enumerate(schedule, start=1):
         if not isinstance(stage.at, Plateau) and not stage.restore_best:

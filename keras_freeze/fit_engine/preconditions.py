@@ -1,4 +1,4 @@
-"""What must hold before a fit begins."""
+"""Checks of the model and the callbacks when `fit` begins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_optimizer(model: Any) -> None:
     """Raises `FreezeError` if the model has no Keras optimizer."""
     if not isinstance(model.optimizer, keras.optimizers.Optimizer):
         raise FreezeError(
-            "`model` must be compiled with a Keras optimizer, which is fitted to the trainable "
-            "weights of each stage. Use model.compile(optimizer='adam', ...). "
+            "`model` must be compiled with a Keras optimizer. "
+            "Use model.compile(optimizer='adam', ...). "
             f"Received: optimizer={model.optimizer!r}"
         )
 
@@ -22,7 +22,7 @@ def check_optimizer(model: Any) -> None:
 def check_built(model: Any, leaves: list[Any]) -> None:
     """Raises `FreezeError` if the model has no weights yet.
 
-    In a built model a layer without weights is one that is made and never called: it does no harm.
+    A layer of a built model that was never called may have no weights, and is ignored.
     """
     if not model.built:
         unbuilt = [layer.name for layer in leaves if not layer.built]

@@ -1,7 +1,7 @@
-"""The PerStage callbacks of one fit: when their stages begin and end, and what a stop does.
+"""Handles the PerStage callbacks of one `fit`: begins and ends their stages, reads their stops.
 
-Keras has one flag, `model.stop_training`, and doesn't say who set it. A PerStage keeps to itself
-what its callback asks for; whatever stands in the flag then comes from others, and ends the run.
+Keras has one flag, `model.stop_training`, and doesn't record who set it. PerStage hides the stop of
+its callback from Keras. So a flag that is set comes from another callback, and ends the run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Model = Any
 
 
 class Staged(Protocol):
-    """What is asked of a PerStage."""
+    """The part of PerStage that is used here, as a type."""
 
     callback: Any
     asked: bool
@@ -25,7 +25,7 @@ class Staged(Protocol):
 
 
 class Stops:
-    """What the PerStage callbacks of one `fit` ask for.
+    """The PerStage callbacks of one `fit`, and the stops that they ask for.
 
     Args:
         model: the model that is fitted.
@@ -33,7 +33,7 @@ class Stops:
         gradual: the GradualUnfreeze whose stages they follow.
 
     Raises:
-        FreezeError: there is none.
+        FreezeError: there are PerStage callbacks but no GradualUnfreeze.
     """
 
     def __init__(self, model: Model, callbacks: list[Staged], gradual: Any):
@@ -46,30 +46,30 @@ class Stops:
         return bool(self.callbacks)
 
     def end_stage(self) -> None:
-        """Before the next stage changes anything."""
+        """Ends the stage of each callback, before the next stage changes anything."""
         for callback in self.callbacks:
             callback.end_stage()
 
     def begin_stage(self, number: int) -> None:
-        """The flags and the optimizer are those of the stage."""
+        """Begins a stage of each callback, after flags and optimizer were set."""
         for callback in self.callbacks:
             callback.begin_stage(number)
 
     def break_off(self) -> None:
-        """After a training step: with Keras' flag set, the epoch ends here."""
+        """Sets Keras' flag after a step if a callback asked to stop, so that the epoch ends."""
         if self.askers() and not self.model.stop_training:
             self.model.stop_training = self.broke_off = True
 
     def go_on(self) -> None:
-        """The steps of the epoch are over: the flag is there for other callbacks again."""
+        """Clears Keras' flag once the epoch's steps have ended, for other callbacks."""
         if self.broke_off:
             self.model.stop_training = self.broke_off = False
 
     def begin_epoch(self) -> None:
-        """A stop that was asked for has had its effect."""
+        """Clears the stops of the last epoch."""
         for callback in self.callbacks:
             callback.asked = False
 
     def askers(self) -> list[str]:
-        """Returns the kinds of callbacks that have asked for a stop in this epoch."""
+        """Returns the class names of callbacks that asked to stop in this epoch."""
         return [type(each.callback).__name__ for each in self.callbacks if each.asked]

@@ -1,4 +1,4 @@
-"""Which stage of a plan runs in which epoch, and which ones were passed on the way."""
+"""Tracks the running epoch and stage of a `fit`, and the stages that were skipped."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from keras_freeze.schedule.stage import Stage
 
 
 class StageClock:
-    """The stages of one `fit`.
+    """Tracks the running epoch and stage of one `fit`.
 
     Args:
-        plan: of the fit.
-        gradual: the GradualUnfreeze that knows when stages of an earlier fit began, or None.
+        plan: which layers are trainable in which stage.
+        gradual: the GradualUnfreeze, which records when stages of earlier fits began, or None.
 
     Attributes:
-        epoch: that runs.
-        number: of the stage that runs, -1 before the first epoch.
-        before: the number of the one that ran before it, -1 if there was none in this fit.
-        begun: epochs of stages that began otherwise than by their own.
+        epoch: the running epoch.
+        number: number of the running stage, -1 before the first epoch.
+        before: number of the stage before it, -1 if there was none in this fit.
+        begun: epochs of stages that began at another epoch than the schedule's, by number.
     """
 
     def __init__(self, plan: Plan, gradual: Any):
@@ -31,10 +31,10 @@ class StageClock:
         self.begun: dict[int, int] = {}
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Goes to an epoch; returns True if another stage holds there than before."""
+        """Begins an epoch; returns True if a stage begins with it."""
         self.epoch = epoch
         if self.number < 0 and self.gradual is not None:
-            # A fit that goes on where another one ended knows when its stages began.
+            # A fit that continues an earlier one knows when its stages began.
             self.begun |= {n: at for n, at in self._recorded().items() if at <= epoch}
             self.gradual.begun = self.begun
         number = self.plan.number_at(epoch, self.begun)
@@ -44,13 +44,13 @@ class StageClock:
         return True
 
     def _recorded(self) -> dict[int, int]:
-        """When stages began in an earlier fit; JSON makes strings of the numbers."""
+        """Returns when stages began in an earlier fit. JSON converts the numbers to strings."""
         begun = {int(number): int(at) for number, at in self.gradual.begun.items()}
         unknown = [n for n in begun if not 1 <= n <= len(self.gradual.schedule)]
         if unknown:
             raise ScheduleError(
                 f"`begun` of GradualUnfreeze has stage {unknown[0]}, but the schedule has "
-                f"{len(self.gradual.schedule)}. Received: begun={self.gradual.begun!r}"
+                f"{len(self.gradual.schedule)} stages. Received: begun={self.gradual.begun!r}"
             )
         return begun
 
@@ -61,21 +61,21 @@ class StageClock:
 
     @property
     def stage(self) -> Stage | None:
-        """The stage that runs; None before the first one of the schedule."""
+        """The running stage; None before the first one of the schedule."""
         return self.plan.stage(self.number)
 
     def passed(self) -> list[Stage]:
-        """The stage that begins, and those before it that were skipped."""
+        """Returns the skipped stages and the stage that begins."""
         first = self.number if self.is_first else self.before + 1
         found = [self.plan.stage(each) for each in range(first, self.number + 1)]
         return [stage for stage in found if stage is not None]
 
     def begins(self) -> bool:
-        """False where a fit goes on in the middle of a stage."""
+        """Returns False if a fit continues in the middle of a stage."""
         return self.plan.number_at(self.epoch - 1, self.begun) < self.number
 
     def goes_back(self) -> bool:
-        """True if the stage that begins asks for the best epoch of the one before it."""
+        """Returns True if the stage that begins restores the best epoch of the one before."""
         asked = any(stage.restore_best for stage in self.passed())
         if asked and self.is_first and self.epoch and self.begins():
             warn(
@@ -85,11 +85,11 @@ class StageClock:
         return asked
 
     def ends_as_planned(self) -> bool:
-        """True if the schedule itself has another stage in the epoch that follows."""
+        """Returns True if the schedule has another stage in the next epoch."""
         return self.plan.number_at(self.epoch + 1, self.begun) != self.number
 
     def end_stage(self) -> bool:
-        """Lets the next stage begin after the epoch that runs; False if there is none."""
+        """Lets the next stage begin after the running epoch; returns False if there is none."""
         if self.plan.schedule is None or self.number >= len(self.plan.schedule):
             return False
         self.begun[self.number + 1] = self.epoch + 1

@@ -1,4 +1,4 @@
-"""The learning rate of each stage, and the share of it that each variable gets."""
+"""Sets the learning rate of each stage and the multiplier of each variable."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from keras_freeze.schedule.stage import Stage
 
 
 class StageLearningRates:
-    """The rates of one fit.
+    """The learning rates of one fit.
 
     Args:
         model: the model that is fitted.
-        plan: of the fit.
-        mode: how a stage treats the optimizer, "carry" or "reset".
+        plan: which layers are trainable in which stage.
+        mode: returns how a stage treats the optimizer, "carry" or "reset".
 
     Raises:
-        ScheduleError: a stage asks for a part of a rate that is no number.
+        ScheduleError: a stage divides or multiplies a learning rate that isn't a number.
     """
 
     def __init__(self, model: Any, plan: Plan, mode: Callable[[Any], str]):
         self.model = model
         self.plan = plan
         self.mode = mode
-        self.rated: Any = None  # the optimizer of which `_original` was read
-        self.set_now: Any = None  # by the stage that begins, until others have acted
+        self.rated: Any = None  # the optimizer whose rates are in `_original`
+        self.set_now: Any = None  # rates of the stage that begins, until other callbacks ran
         self.has_told = False
         compiled = learning_rates.original_rates(model.optimizer)
         self.shares: learning_rates.Shares = [None] * len(compiled)
@@ -47,15 +47,15 @@ class StageLearningRates:
         """Sets the rate of a stage.
 
         Args:
-            number: of the stage.
-            before: of the one that ends, -1 at the beginning of a fit. What stages between them
-                make of the rate counts too.
+            number: number of the stage.
+            before: number of the stage that ends, -1 at the beginning of a fit. The rates of
+                skipped stages between the two count too.
 
         Returns:
-            True if the step functions must be made anew.
+            True if the step functions must be rebuilt.
         """
         original = self.original()
-        if before < 0:  # a callback may have put another optimizer into the model
+        if before < 0:  # a callback may have replaced the optimizer
             self.shares = [None] * len(original)
         now = original if before < 0 else learning_rates.rates_of(self.model.optimizer)
         wanted, self.shares = self._after(range(max(before, 0) + 1, number + 1), now, original)
@@ -69,7 +69,7 @@ class StageLearningRates:
     def _after(
         self, numbers: range, now: list[Any], original: list[Any]
     ) -> tuple[list[Any], learning_rates.Shares]:
-        """The rates after some stages, and the base's shares of them."""
+        """Returns the rates after some stages, and the base's shares of them."""
         shares = self.shares
         for number in numbers:
             stage = self.plan.stage(number)
@@ -80,44 +80,44 @@ class StageLearningRates:
         return now, shares
 
     def logs(self) -> dict[str, float]:
-        """The rates now; that of the base in all epochs, if any stage gives it one of its own."""
+        """Returns the rates now, with the base's if any stage sets one for it."""
         return learning_rates.log_rates(
             self.model.optimizer, self.shares if self.has_base_rates else None
         )
 
     def original(self) -> list[Any]:
-        """The rates that were compiled, or set since; read after every `on_train_begin`."""
+        """Returns the rates set by `compile` or since then; read after all `on_train_begin`."""
         if self.rated is not self.model.optimizer:
             self.rated = self.model.optimizer
             self._original = learning_rates.original_rates(self.rated)
         return self._original
 
     def keep_original(self) -> None:
-        """Whatever other callbacks make of the rates, the next `fit` begins at the original."""
+        """Saves the original rates, so that the next `fit` begins with them."""
         learning_rates.keep_original(self.model.optimizer, self.original())
 
     def tell_of_others(self, number: int) -> None:
-        """Warns, once, if another callback has set the rate in the epoch in which a stage did."""
+        """Warns once if another callback set the rate in the same epoch as a stage."""
         ours, self.set_now = self.set_now, None
         now = learning_rates.rates_of(self.model.optimizer)
         if ours is not None and ours != now and not self.has_told:
             self.has_told = True
             warn(
                 f"Another callback has set the learning rate to {_shown(now)} in the epoch in "
-                f"which Stage {number} set it to {_shown(ours)}: the other one's holds. Take one "
-                "of them away.",
+                f"which Stage {number} set it to {_shown(ours)}. The callback's rate is used. "
+                "Remove one of the two.",
             )
 
     def multipliers(
         self, number: int, before: int, now: Multipliers, *, begins: bool
     ) -> Multipliers:
-        """Returns the shares of a stage.
+        """Returns the multipliers of a stage.
 
         Args:
-            number: of the stage.
-            before: of the one that ends, -1 at the beginning of a fit.
-            now: the shares so far.
-            begins: False where a fit goes on in the middle of the stage.
+            number: number of the stage.
+            before: number of the stage that ends, -1 at the beginning of a fit.
+            now: the present multipliers.
+            begins: False if a fit continues in the middle of the stage.
         """
         if self.plan.schedule is None:
             return {}
@@ -149,19 +149,19 @@ def stage_rates(
     *,
     resets: bool,
 ) -> tuple[list[Any], learning_rates.Shares]:
-    """Returns the rates of a stage, and the base's shares of them.
+    """Returns the learning rates of a stage, and the base's shares of them.
 
     Args:
         stage: the stage.
-        number: of it.
+        number: its number.
         now: the rates before it.
-        shares: those before it.
-        original: the rates that were compiled.
-        resets: whether the stage begins with the optimizer as new.
+        shares: the base's shares before it: its rates divided by the optimizer's.
+        original: the rates set by `compile`.
+        resets: whether the stage resets the optimizer.
 
     Raises:
-        ScheduleError: it asks for a part of a rate that is no number, or for a rate of the base
-            beside one that begins at 0.
+        ScheduleError: the stage divides or multiplies a rate that isn't a number, or sets a rate of
+            the base while the optimizer's rate begins at 0.
     """
     title = f"{stage.title(number)}: {stage!r}"
     if resets:

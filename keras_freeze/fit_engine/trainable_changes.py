@@ -1,4 +1,4 @@
-"""Changes what is trainable within a `fit`: flags, optimizer, learning rates, step functions."""
+"""Changes `trainable` within a `fit`, with the optimizer, learning rates and step functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from keras_freeze.errors import warn
 from keras_freeze.feature_cache.cache import FeatureCache
-from keras_freeze.fit_engine.cache_lifecycle import Caching
+from keras_freeze.fit_engine.cache_lifecycle import CacheLifecycle
 from keras_freeze.fit_engine.describe_stage import trainable_layers
 from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
@@ -28,7 +28,7 @@ class Entered(NamedTuple):
     """What happened when a stage began.
 
     Attributes:
-        before: the trainable layers before it, as `trainable_layers` gives them.
+        before: the trainable layers before it, as `trainable_layers` returns them.
         optimizer: how the optimizer was treated, "carry" or "reset".
     """
 
@@ -41,14 +41,14 @@ class TrainableChanges:
 
     Args:
         model: the model that is fitted.
-        plan: of the fit.
+        plan: which layers are trainable in which stage.
         clock: which stage runs.
-        rates: its learning rates.
-        caching: its cache, or None.
+        rates: the learning rates of the fit.
+        caching: the cache of the fit, or None.
 
     Attributes:
-        trainable: the layers that train now, as `trainable_layers` gives them.
-        step: what Keras calls in place of the model's train function.
+        trainable: the layers that are trained now, as `trainable_layers` returns them.
+        step: replaces the model's train function.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrainableChanges:
         plan: Plan,
         clock: StageClock,
         rates: StageLearningRates,
-        caching: Caching | None,
+        caching: CacheLifecycle | None,
     ):
         self.model = model
         self.plan = plan
@@ -67,13 +67,13 @@ class TrainableChanges:
         self.flags = flags_of(plan.tree)
         self.trainable = trainable_layers(plan.tree)
         self.step = GuardedStep(model, plan.tree, plan.base_leaves, self._find_server)
-        self.order: Any = None  # of the variables, as the values of the running epoch have it
+        self.order: Any = None  # order of the variables in the values of the running epoch
 
     def enter_stage(self, *, restored: bool) -> Entered:
-        """Brings the model into the stage that begins.
+        """Changes the model to the stage that begins.
 
         Args:
-            restored: the weights were just put back to those of the best epoch.
+            restored: whether the weights of the best epoch were just restored.
         """
         clock, before = self.clock, self.trainable
         number, first = clock.number, clock.is_first
@@ -83,12 +83,12 @@ class TrainableChanges:
         with self._all_or_nothing():
             trained_before = set(map(id, self.model.trainable_variables))
             changed = apply_flags(self.plan.tree, self.plan.flags[number])
-            # A fit that goes on in the middle of a stage goes on with the optimizer that it has.
+            # A fit that continues in the middle of a stage keeps the state of the optimizer.
             begins = clock.begins() or clock.epoch == 0
             others = trained_before != set(map(id, self.model.trainable_variables))
             reset = mode == "reset" and (not first or (begins and others))
             new_functions = self.rates.set_rates(number, clock.before)
-            # Another callback may have set the flags of this stage before.
+            # Another callback may have set the flags of this stage already.
             stale = not step_functions.is_in_step(self.model)
             made = changed or reset or new_functions or stale or restored
             if made:
@@ -102,7 +102,7 @@ class TrainableChanges:
         return Entered(before, mode)
 
     def take_up(self, mode: str) -> bool:
-        """A change by another callback takes effect now; False if there is none.
+        """Makes another callback's change take effect; returns False if there is none.
 
         Args:
             mode: how the optimizer is treated, "carry" or "reset".
@@ -114,23 +114,23 @@ class TrainableChanges:
         step_functions.take_effect(self.model, mode)
         self._note_change()
         if not self.model.trainable_variables:
-            warn("A callback left nothing trainable: no weight changes.")
+            warn("A callback left nothing trainable: no weight will change.")
         return True
 
     def keep_order(self) -> None:
-        """If others change flags, the values of the running epoch still find their variables.
+        """Keeps the order of variables, so that the running epoch's values still belong to them.
 
-        The values stay where they are: no sync is needed to look at flags.
+        Flags can then be read without writing the values back to the variables.
         """
         step_functions.keep_order(self.model, self.order)
 
     def refresh(self, *, made: bool) -> None:
-        """The steps follow the flags as they are now."""
+        """Adapts the step function to the present flags."""
         self.step.refresh(made=made, server=self._find_server())
         self.order = step_functions.variable_order(self.model)
 
     def _set_multipliers(self) -> bool:
-        """Sets the learning-rate multiplier of each variable; True if any changed."""
+        """Sets the learning-rate multiplier of each variable; returns True if any changed."""
         clock, now = self.clock, self.step.multipliers
         new = self.rates.multipliers(clock.number, clock.before, now, begins=clock.begins())
         changed, self.step.multipliers = new != now, new
@@ -149,7 +149,7 @@ class TrainableChanges:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Puts flags and rates back after an interrupted change, as `rebuild` the optimizer."""
+        """Restores flags and rates if a change is interrupted; `rebuild` restores the optimizer."""
         tree = self.plan.tree
         before = flags_of(tree)
         rates_before = learning_rates.rates_of(self.model.optimizer)

@@ -1,4 +1,4 @@
-"""Which layers are trainable in which stage of a `fit`."""
+"""The plan of a `fit`: which layers are trainable in which stage."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from keras_freeze.schedule.stage import Stage
 
 @dataclass
 class Plan:
-    """The trainable state of each stage.
+    """Which layers are trainable in each stage.
 
     Attributes:
-        tree: the whole model.
-        bases: the bases that are frozen first; none if no callback asks for one.
+        tree: the layers of the whole model.
+        bases: the bases that begin frozen; empty if no callback freezes one.
         schedule: the stages, or None.
         batch_norm: `"freeze"` or `"train"`.
-        flags: for each stage number, those of all leaves that the plan rules, as in `trained`.
+        flags: for each stage number, `{id: trainable}` of the leaves (layers without sublayers)
+            that the base or a stage names, as in `trained`.
     """
 
     tree: LayerTree
@@ -39,7 +40,7 @@ class Plan:
 
     @property
     def ruled(self) -> list[Layer]:
-        """The leaves that a stage, or the freezing of a base, says something of."""
+        """The leaves that belong to a base or that a stage names."""
         keys = {key for flags in self.flags for key in flags}
         return [
             leaf
@@ -48,17 +49,17 @@ class Plan:
         ]
 
     def flags_after(self, number: int, epochs: int | None) -> list[dict[int, bool]]:
-        """Returns the flags of the stages that come after one and are reached."""
+        """Returns the flags of the stages after `number` that begin within `epochs`."""
         stages = [(n, stage.at) for n, stage in enumerate(self.schedule or (), start=1)]
         unreached = [n for n, at in stages if epochs and isinstance(at, int) and at >= epochs]
         return [self.flags[n] for n, _ in stages if n > number and n not in unreached]
 
     def unfrozen(self, number: int, before: int) -> list[Any]:
-        """The variables that are trained in a stage and weren't in another one."""
+        """Returns the variables that are trained in stage `number` but not in stage `before`."""
         return [v for leaf in self.ruled for v in self._new(leaf, number, before)]
 
     def unfrozen_layers(self, number: int, before: int) -> list[Layer]:
-        """The layers of these variables."""
+        """Returns the layers of these variables."""
         return [leaf for leaf in self.ruled if self._new(leaf, number, before)]
 
     def _new(self, leaf: Layer, number: int, before: int) -> list[Any]:
@@ -66,11 +67,11 @@ class Plan:
         return [v for v in trained(leaf, self.flags[number]) if id(v) not in then]
 
     def stage(self, number: int) -> Stage | None:
-        """The stage of that number; None before the first."""
+        """Returns the stage of that number; None for 0, before the first stage."""
         return self.schedule[number] if self.schedule is not None and number else None
 
     def title(self, number: int) -> str:
-        """How the user's lines call the stage of that number."""
+        """Returns the title of a stage in printed lines."""
         stage = self.stage(number)
         return stage.title(number) if stage else "Stage 0 (frozen base)"
 

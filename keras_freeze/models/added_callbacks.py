@@ -7,11 +7,11 @@ from typing import Any
 
 import keras
 
-from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 from keras_freeze.keras_internals import callbacks_of_fit
 
 
-def add_ours(callbacks: Any, ours: Iterable[Participant], model: Any) -> Any:
+def add_ours(callbacks: Any, ours: Iterable[PublicCallback], model: Any) -> Any:
     """Returns the callbacks of a `fit` with ours after them; `callbacks` isn't changed.
 
     Args:
@@ -23,7 +23,7 @@ def add_ours(callbacks: Any, ours: Iterable[Participant], model: Any) -> Any:
     ready = isinstance(callbacks, keras.callbacks.CallbackList)
     given = callbacks if ready else keras.callbacks.CallbackList(callbacks)
     known = [
-        each for each in callbacks_of_fit.all_callbacks(given) if isinstance(each, Participant)
+        each for each in callbacks_of_fit.all_callbacks(given) if isinstance(each, PublicCallback)
     ]
     roles = {callback.role for callback in known}
     joined = [*given.callbacks, *(mine for mine in ours if mine.role not in roles)]

@@ -10,7 +10,7 @@ import keras
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
 from keras_freeze.errors import FreezeError, closest, warn
-from keras_freeze.fit_engine.first_and_last_callbacks import Participant
+from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 from keras_freeze.graph.layer_tree import Layer, LayerTree
 from keras_freeze.graph.selector_scope import Scope
 from keras_freeze.graph.selectors import select
@@ -142,9 +142,9 @@ class TransferModel(keras.Model):
                 if isinstance(callback, GradualUnfreeze):
                     self._remember(callback.begun)
 
-    def _callbacks(self, verbose: int) -> list[Participant]:
+    def _callbacks(self, verbose: int) -> list[PublicCallback]:
         self._check_base_is_known()
-        ours: list[Participant] = [FreezeBase(self.base, verbose=verbose)]
+        ours: list[PublicCallback] = [FreezeBase(self.base, verbose=verbose)]
         if self.schedule is not None:
             unfreeze = GradualUnfreeze(self.schedule, verbose=verbose)
             unfreeze.begun = dict(self.begun)

@@ -1,1 +1,1 @@
-"""What a schedule will do to a model, before any training."""
+"""Shows what a schedule will do to a model, before any training."""

@@ -1,4 +1,4 @@
-"""Why a preview has no value: what a dash in its table means."""
+"""Explains missing values in a preview: the dashes in its table."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def reasons(row: Mapping[str, Any], aside: str, triggers: bool, compiled: bool) 
     """Returns the reason for each value of a row that is None.
 
     Args:
-        row: of the preview.
+        row: a row of the preview.
         aside: why nothing can be cached; "" if something can.
-        triggers: whether a trigger begins the stage or ends it.
+        triggers: whether a trigger begins or ends the stage.
         compiled: whether the model has an optimizer.
     """
     nothing = f"nothing to cache: {aside}" if aside else ""
@@ -24,7 +24,7 @@ def reasons(row: Mapping[str, Any], aside: str, triggers: bool, compiled: bool) 
         "epochs": "a trigger decides" if triggers else "pass `epochs`",
         "layers": "no layer changes",
         "learning_rate": "unknown" if compiled else BEFORE_COMPILE,
-        "optimizer_bytes": "unknown of several optimizers" if compiled else BEFORE_COMPILE,
+        "optimizer_bytes": "unknown for several optimizers" if compiled else BEFORE_COMPILE,
         "cut": nothing,
         "row_bytes": nothing or at_first,
         "cache_bytes": nothing or ("pass `data`" if row["row_bytes"] else at_first),
@@ -35,10 +35,10 @@ def reasons(row: Mapping[str, Any], aside: str, triggers: bool, compiled: bool) 
 
 
 def footnotes(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
-    """Returns a line for each reason: the columns, the stages if some have another, and the reason.
+    """Returns a line for each reason: columns, stages if their reasons differ, and the reason.
 
     Args:
-        rows: of the preview, each with its reasons under `"why"`.
+        rows: the rows of the preview, each with its reasons under `"why"`.
         columns: the names of the table's columns, by key.
 
     Examples:

@@ -1,4 +1,4 @@
-"""A preview as a list of rows that shows itself as a table."""
+"""The result of `Schedule.preview`: a list of dicts, one for each stage, shown as a table."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ ORDERS = ("stage", "memory")
 class Preview(list[Row]):
     """What each stage of a schedule will do: a list of dicts, shown as a table.
 
-    Keys of a row: `stage` (its number), `name`, `begins` (an epoch or a `Plateau`), `epochs` and
-    `steps` (None where a trigger decides), `thawed` and `frozen` (names of layers), `layers` (both
-    in short: a block whose layers all change is named in place of them),
+    Keys of each dict: `stage` (its number), `name`, `begins` (an epoch or a `Plateau`), `epochs`
+    and `steps` (None if a trigger decides), `thawed` and `frozen` (names of layers), `layers` (both
+    in short: if all layers of a block change, the block is named),
     `trainable_params` and `frozen_params`, `learning_rate` (of the optimizer), `base_learning_rate`
-    (the same, unless a stage gives the base one of its own) and `lowest_rate` (of the layer that
-    gets the least), `warmup_steps`, `optimizer_bytes` (of all slots), `cut` (the
-    layers whose outputs a cache would keep), `row_bytes` and `cache_bytes` (of one image, and of
-    all), `work` and `work_cached` (floating point operations of a step without and with a cache,
-    after its first pass, as a share of training the whole model). None = not known, and `why` says
-    why, by key; a line under the table says it too.
+    (the same, unless a stage sets one for the base), `lowest_rate` (of the layer with the lowest
+    rate), `warmup_steps`, `optimizer_bytes` (of all slots), `cut` (the layers whose outputs a cache
+    would keep), `row_bytes` and `cache_bytes` (of one sample of the data, and of all), `work` and
+    `work_cached` (floating point operations of a step without a cache, and with a cache after its
+    first pass, as a share of training the whole model). None = unknown; `why` gives the reason by
+    key, and so does a line under the table.
     """
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Preview(list[Row]):
         return str(self)
 
     def _repr_html_(self) -> str:
-        """In a notebook."""
+        """Returns the table as HTML for notebooks."""
         head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) + "</tr>"
@@ -91,7 +91,7 @@ COLUMNS = [
     "work",
     "cached",
 ]
-# The columns of the values that may be missing.
+# The columns whose values may be missing, by key.
 COLUMN_OF = {
     "epochs": "epochs",
     "layers": "layers",

@@ -1,4 +1,4 @@
-"""The stages of a schedule on a model, as plain data."""
+"""Computes the rows of a preview: for each stage, layers, rates, memory and work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_freeze.display.printed_lines import shorten
 from keras_freeze.errors import FreezeError, ScheduleError
-from keras_freeze.feature_cache.cutting.choose_cached_part import Choice, choose, symbols_of
+from keras_freeze.feature_cache.cutting.choose_cached_part import ChosenCut, choose, symbols_of
 from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix
@@ -31,7 +31,7 @@ from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 
 Row = dict[str, Any]
-ROOM = 60  # signs in a cell, for names
+ROOM = 60  # maximum number of characters for names in a cell
 
 
 def stage_rows(
@@ -52,7 +52,7 @@ def stage_rows(
     _check_reached(schedule, epochs)
     chosen = schedule.base if base is None else base
     plan = make_plan(model, [], schedule, chosen, schedule.batch_norm or "freeze")
-    optimizer = getattr(model, "optimizer", None)  # none before `compile`
+    optimizer = getattr(model, "optimizer", None)  # None before `compile`
     now = learning_rates.original_rates(optimizer) if optimizer is not None else None
     original, rows = now, []
     shares: learning_rates.Shares = [None] * len(now or ())
@@ -78,7 +78,7 @@ def stage_rows(
 
 
 def _waits(schedule: Schedule, number: int) -> bool:
-    """True if a stage begins by a trigger."""
+    """Returns True if a stage begins by a trigger."""
     return 0 < number <= len(schedule) and not isinstance(schedule[number].at, int)
 
 
@@ -96,7 +96,7 @@ def _resets(schedule: Schedule, stage: Stage) -> bool:
 
 
 def _length(schedule: Schedule, number: int, epochs: int | None, steps: int | None) -> Row:
-    """Epochs and steps; None where a trigger decides, or the end isn't known."""
+    """Returns the epochs and steps; None if a trigger decides or the end is unknown."""
     begins = schedule[number].at if number else 0
     ends = schedule[number + 1].at if number < len(schedule) else epochs
     if not isinstance(begins, int) or not isinstance(ends, int):
@@ -133,7 +133,7 @@ def _layers(plan: Plan, number: int) -> Row:
 def _rates(
     plan: Plan, number: int, now: list[Any] | None, base_shares: learning_rates.Shares
 ) -> Row:
-    """The rates of the optimizer and of the base, and that of the slowest layer that trains."""
+    """Returns the rates of the optimizer, of the base, and the lowest one of a trained layer."""
     rate = now[0] if now is not None and len(now) == 1 else now
     share = base_shares[0] if len(base_shares) == 1 else None
     schedule = plan.schedule
@@ -163,11 +163,11 @@ def _memory(plan: Plan, number: int, optimizer: Any) -> Row:
 
 
 def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int | None) -> Row:
-    """The cut of a cache, and what is left to do, as shares of training everything uncached."""
+    """Returns the cut of a cache, and the work as a share of training all layers uncached."""
     now = _flags(plan, number)
     later = [now | flags for flags in plan.flags_after(number, epochs)]
-    subject = CachedModel(model, plan.tree, plan.base_leaves, plan.base_leaves)
-    choice, aside = _choice(subject, now, later)
+    cached_model = CachedModel(model, plan.tree, plan.base_leaves, plan.base_leaves)
+    choice, aside = _choice(cached_model, now, later)
     part = choice.part if choice is not None else None
     row: Row = dict.fromkeys(("cut", "row_bytes", "cache_bytes", "work", "work_cached"))
     row["aside"] = aside
@@ -176,7 +176,7 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
         size = None if symbols is None else row_bytes(symbols)
         total = size * images if size is not None and images is not None else None
         row |= {"cut": choice.names, "row_bytes": size, "cache_bytes": total}
-    program = subject.program if subject.is_readable else None
+    program = cached_model.program if cached_model.is_readable else None
     forward = total_flops(program, program.calls) if program is not None else 0.0
     if program is None or not forward:
         return row
@@ -187,11 +187,13 @@ def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int |
     return row
 
 
-def _choice(subject: CachedModel, now: Flags, later: Sequence[Flags]) -> tuple[Choice | None, str]:
-    """What a cache would serve of training, asked as the run asks it; and why nothing, if so."""
+def _choice(
+    cached_model: CachedModel, now: Flags, later: Sequence[Flags]
+) -> tuple[ChosenCut | None, str]:
+    """Returns what a cache would serve in training, or why it would serve nothing."""
     try:
-        subject.check()
-        choice = choose(subject, now, later)
+        cached_model.check()
+        choice = choose(cached_model, now, later)
     except NotCacheableError as error:
         return None, error.reason
     return choice, NOTHING_FROZEN if choice.part is None else ""
@@ -203,13 +205,13 @@ def _trains(plan: Plan, layer: Any, flags: dict[int, bool]) -> bool:
 
 
 def number_of_images(data: Any) -> int | None:
-    """Returns how many images there are.
+    """Returns the number of samples in the data.
 
     Args:
         data: a number, arrays as `fit` takes them (`x`, `(x, y)`), or None.
 
     Raises:
-        FreezeError: it is something else, whose rows can't be counted without reading it.
+        FreezeError: `data` is of another type, which can't be counted without reading it.
     """
     if data is None:
         return None
@@ -220,11 +222,11 @@ def number_of_images(data: Any) -> int | None:
     if shape is not None and len(shape):
         return int(shape[0])
     raise FreezeError(
-        "`data` of preview must be the number of images, or arrays as fit takes them. "
+        "`data` of preview must be the number of samples, or arrays as fit takes them. "
         f"Received: data={type(data).__name__}"
     )
 
 
 def memory_of(row: Row) -> tuple[int, int]:
-    """By what the stage with the most memory comes first: slots, then what is trained."""
+    """Returns the sort key of a row for the order by memory: slots, then trained parameters."""
     return (row["optimizer_bytes"] or 0, row["trainable_params"])

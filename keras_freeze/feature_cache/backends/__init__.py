@@ -1,1 +1,1 @@
-"""What differs between TensorFlow, JAX and PyTorch."""
+"""The backend-specific code of the cache: one module each for TensorFlow, JAX and PyTorch."""

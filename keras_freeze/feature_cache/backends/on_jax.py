@@ -1,4 +1,4 @@
-"""How a step gets its batches, and how the prefix is run: JAX."""
+"""The cache on JAX: gets batches, computes features, and runs steps on them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from keras_freeze.keras_internals.row_number_feed import numbered
 from keras_freeze.keras_internals.temporary_attributes import Patch, attributes
 
 Batch = Any
-AHEAD = 2  # steps that may wait, each with its batch of features in memory
+AHEAD = 2  # steps that may be queued; each keeps its batch of features in memory
 
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
-    """Returns (what goes before the data, the batches of this step)."""
+    """Returns (the arguments before the data, the batches of this step)."""
     state, iterator = args
     return (state,), list(itertools.islice(numbered(iterator), count))
 
@@ -30,15 +30,15 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
 def compiled(
     model: Any, function: Callable[[Any], Any], *, is_trusted: bool
 ) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
-    """Returns how `function` is run: (state, inputs of batches) -> features of each.
+    """Returns a function that runs `function`: (state, inputs of batches) -> features of each.
 
-    The model's variables hold nothing while `fit` runs: their values are in the step's state,
-    trainable ones first, then the others.
+    The model's variables are empty while `fit` runs: their values are in the step's state,
+    trainable ones first.
 
     Args:
         model: the model that is fitted.
-        function: of the inputs of a batch.
-        is_trusted: whether only Keras' own layers are in it. It is traced anyway, as the step is.
+        function: computes features from the inputs of a batch.
+        is_trusted: whether it calls Keras' own layers only. Unused: it is traced, as the step is.
     """
 
     def run(trainable: list[Any], others: list[Any], x: Any) -> Any:
@@ -71,19 +71,19 @@ def _is_compiled(model: Any) -> bool:
 
 
 def is_faster_together(model: Any) -> bool:
-    """True if several batches of the prefix take less time than as many alone: on idle cores."""
+    """Returns True if computing several batches at once is faster, by the use of idle cores."""
     return _is_compiled(model) and jax.default_backend() == "cpu"
 
 
 class UsedStateStep:
-    """Runs served steps on the state that they use.
+    """Runs steps with only the variables that they use.
 
-    Keras hands all variables of the model to each step, and gets them back; with a large frozen
+    Keras passes all variables of the model to each step and gets them back. With a large frozen
     base and a small head, that takes longer than the step.
 
     Args:
         model: the model that is fitted.
-        hidden: what hides layers that don't run.
+        hidden: patches that hide layers that don't run.
     """
 
     def __init__(self, model: Any, hidden: list[Patch]):
@@ -97,7 +97,7 @@ class UsedStateStep:
     def step(
         self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
     ) -> Any:
-        """Calls a train or test function of the model on batches."""
+        """Calls the model's train or test function on batches."""
         ((trainable, others, *rest),) = state
         whole = list(others)
         used = [whole[place] for place in self.kept]
@@ -112,10 +112,10 @@ class UsedStateStep:
 
 
 class Whole(Sequence[Any]):
-    """The values of all variables, as `fit` carries them from step to step.
+    """The values of all variables, which `fit` passes from step to step.
 
-    `fit` sets them as an attribute of the model after each step, and Keras goes through lists that
-    are set, value by value; through this it doesn't.
+    `fit` sets them as an attribute of the model after each step. Keras visits each value of a list
+    that is set, but not of this type.
     """
 
     def __init__(self, values: list[Any]):
@@ -132,20 +132,20 @@ class Whole(Sequence[Any]):
 
 
 def plain(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a train or test function of the whole model as Keras does."""
+    """Calls the train or test function of the whole model, as Keras does."""
     (trainable, others, *rest), iterator = args
     return function((trainable, list(others), *rest), iterator)
 
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
-    """Returns a view of an array on the CPU, else a copy."""
+    """Returns an array as a NumPy view if it is on the CPU, else as a copy."""
     return np.asarray(tensor)
 
 
 def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
-    """Returns what takes the fingerprints of variables: anew only of values that are other objects.
+    """Returns a function that returns the fingerprints of variables.
 
-    Arrays can't be changed.
+    JAX arrays can't be changed in place, so only new array objects are hashed again.
     """
     known: list[tuple[Any, Key]] = [(None, b"") for _ in variables]
 
@@ -161,17 +161,17 @@ def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
-    """Returns an array as the model's steps take it: on a CPU, `jit` takes it as it is."""
+    """Converts an array to a tensor; on a CPU, `jit` takes the array itself."""
     return array if jax.default_backend() == "cpu" else jax.device_put(array)
 
 
 def unshared(tensor: Any) -> Any:
-    """Returns a tensor: it can't be changed in place."""
+    """Returns the tensor itself, since it can't be changed in place."""
     return tensor
 
 
 def check(model: Any) -> None:
-    """Raises `NotCacheableError` if a model can't be served on this backend."""
+    """Raises `NotCacheableError` if a model can't be cached on this backend."""
     if keras.distribution.distribution() is not None:
         raise NotCacheableError(
             "`keras.distribution` spreads the batches over several devices", "train on one device"

@@ -1,4 +1,4 @@
-"""How a step gets its batches, and how the prefix is run: TensorFlow."""
+"""The cache on TensorFlow: gets batches, computes features, and runs steps on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Batch = Any
 
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
-    """Returns (what is known of the data, the batches of this step)."""
+    """Returns (the element spec of the data, the batches of this step)."""
     (iterator,) = args
     spec = getattr(iterator, "element_spec", None)
     return (spec,), list(itertools.islice(numbered(iterator), count))
@@ -29,14 +29,14 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
 def compiled(
     model: Any, function: Callable[[Any], Any], *, is_trusted: bool
 ) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
-    """Returns how `function` is run: (state, inputs of batches) -> features of each.
+    """Returns a function that runs `function`: (state, inputs of batches) -> features of each.
 
-    It is traced once for any number of rows.
+    It is traced once for all batch sizes.
 
     Args:
         model: the model that is fitted.
-        function: of the inputs of a batch.
-        is_trusted: whether only Keras' own layers are in it. It is traced anyway, as the step is.
+        function: computes features from the inputs of a batch.
+        is_trusted: whether it calls Keras' own layers only. Unused: it is traced, as the step is.
     """
     traced: dict[str, Any] = {}
 
@@ -63,19 +63,19 @@ def _tensors(x: Any) -> list[Any]:
 
 
 def is_faster_together(model: Any) -> bool:
-    """True if several batches of the prefix take less time than as many alone: on idle cores."""
+    """Returns True if computing several batches at once is faster, by the use of idle cores."""
     return not model.run_eagerly and not tf.config.list_logical_devices("GPU")
 
 
 class UsedStateStep:
-    """Runs steps on batches. Nothing to save here: a traced step knows what it uses.
+    """Runs steps on batches. A traced step uses only the variables that it needs.
 
-    But it is traced for as many rows as a step in `fit` is, where the last batch leaves the number
-    open: Keras weighs the losses of several outputs by a number of rows that is known.
+    It is traced with the batch size of the data's spec, as in `fit`, which is None if the last
+    batch is smaller: Keras weighs the losses of several outputs by a batch size that is known.
 
     Args:
         model: the model that is fitted.
-        hidden: what hides layers that don't run.
+        hidden: patches that hide layers that don't run.
     """
 
     def __init__(self, model: Any, hidden: list[Patch]):
@@ -85,7 +85,7 @@ class UsedStateStep:
     def step(
         self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
     ) -> Any:
-        """Calls a train or test function of the model on batches."""
+        """Calls the model's train or test function on batches."""
         (spec,) = state
         leaves = keras.tree.flatten(batches)
         tensors = [leaf for leaf in leaves if leaf is not None]
@@ -112,30 +112,31 @@ class UsedStateStep:
 
 
 def plain(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a train or test function of the whole model as Keras does."""
+    """Calls the train or test function of the whole model, as Keras does."""
     return function(*args)
 
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
-    """Returns a view of a tensor on the CPU, else a copy."""
+    """Returns a tensor as a NumPy view if it is on the CPU, else as a copy."""
     if isinstance(tensor, tf.Tensor) and tensor.dtype.is_numpy_compatible:
         try:
             return np.asarray(memoryview(tensor))
-        except (BufferError, TypeError, ValueError):  # on a device, or a dtype without a format
+        except (BufferError, TypeError, ValueError):  # on a GPU, or a dtype without a buffer format
             return np.asarray(tensor.numpy())
     return np.asarray(tensor)
 
 
 def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
-    """Returns what takes the fingerprints of variables: only what counts leaves the device.
+    """Returns a function that returns the fingerprints of variables.
 
-    Eagerly: one traced read of 260 variables takes 4 ms instead of 8, and 1.2 s to trace.
+    Only the hashed elements are copied from the device. The reads run eagerly: a traced read of 260
+    variables takes 4 ms instead of 8, but 1.2 s to trace.
     """
     return lambda: [_print(_read(variable.value)) for variable in variables]
 
 
 def _read(variable: Any) -> Any:
-    """Returns the tensor of a variable: half the time of `read_value`."""
+    """Returns the tensor of a variable, in half the time of `read_value`."""
     return tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=variable.dtype)
 
 
@@ -145,17 +146,17 @@ def _print(value: Any) -> Key:
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
-    """Returns an array as the model's steps take it."""
+    """Converts an array to a tensor."""
     return tf.convert_to_tensor(array)
 
 
 def unshared(tensor: Any) -> Any:
-    """Returns a tensor: it can't be changed in place."""
+    """Returns the tensor itself, since it can't be changed in place."""
     return tensor
 
 
 def check(model: Any) -> None:
-    """Raises `NotCacheableError` if a model can't be served on this backend."""
+    """Raises `NotCacheableError` if a model can't be cached on this backend."""
     if model.distribute_strategy.num_replicas_in_sync > 1:
         raise NotCacheableError(
             "`tf.distribute` spreads the batches over several devices", "train on one device"

@@ -1,4 +1,4 @@
-"""How a step gets its batches, and how the prefix is run: PyTorch."""
+"""The cache on PyTorch: gets batches, computes features, and runs steps on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Batch = Any
 
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
-    """Returns (what goes before the data, the batches of this step)."""
+    """Returns (the arguments before the data, the batches of this step)."""
     (data,) = args
     return (), list(numbered(data))
 
@@ -29,12 +29,12 @@ def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch
 def compiled(
     model: Any, function: Callable[[Any], Any], *, is_trusted: bool
 ) -> Callable[[tuple[Any, ...], list[Any]], list[Any]]:
-    """Returns how `function` is run: (state, inputs of batches) -> features of each.
+    """Returns a function that runs `function`: (state, inputs of batches) -> features of each.
 
     Args:
         model: the model that is fitted.
-        function: of the inputs of a batch.
-        is_trusted: whether only Keras' own layers are in it, so that it may be recorded.
+        function: computes features from the inputs of a batch.
+        is_trusted: whether it calls Keras' own layers only, so that it may be recorded on a tape.
     """
 
     def plain(x: Any) -> Any:
@@ -63,7 +63,7 @@ def compiled(
 def _without_draws(function: Callable[[Any], Any], x: Any) -> Any:
     """Calls a function that must not draw from PyTorch's generators.
 
-    Keras' Dropout draws from these, and no variable of Keras tells of it.
+    Keras' Dropout draws from these, which changes no Keras variable.
     """
     before = _generator_states()
     try:
@@ -79,29 +79,29 @@ def _without_draws(function: Callable[[Any], Any], x: Any) -> Any:
 
 
 def _generator_states() -> list[Any]:
-    """Of the CPU, then of each GPU once one is in use."""
+    """Returns the states of the CPU's generator and, if a GPU is in use, of each GPU's."""
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *on_gpu]
 
 
 def is_faster_together(model: Any) -> bool:
-    """True if several batches of the prefix take less time than as many alone.
+    """Returns True if computing several batches at once is faster, which holds on a CPU.
 
-    What depends on weights alone runs once for them. Not on a GPU: its memory may be scarce.
+    Operations on weights only run once for all of them. A GPU may lack memory for several.
     """
     devices = {variable.value.device.type for variable in model.variables}
     return devices <= {"cpu"} and not model.run_eagerly
 
 
 class UsedStateStep:
-    """Runs served steps in which Keras specs only at the layers that run.
+    """Runs steps in which Keras visits only the layers that run.
 
-    In each step Keras walks all layers, in Python, for weights, gradients and losses; a large
-    frozen base takes longer to walk than a small head to train.
+    In each step, Keras collects weights, gradients and losses from all layers, in Python. With a
+    large frozen base and a small head, that takes longer than the step.
 
     Args:
         model: the model that is fitted.
-        hidden: what hides layers that don't run.
+        hidden: patches that hide layers that don't run.
     """
 
     def __init__(self, model: Any, hidden: list[Patch]):
@@ -111,18 +111,18 @@ class UsedStateStep:
     def step(
         self, function: Callable[..., Any], state: tuple[Any, ...], batches: list[Batch]
     ) -> Any:
-        """Calls a train or test function of the model on batches."""
+        """Calls the model's train or test function on batches."""
         with attributes(self.patches):
             return function(batches)
 
 
 def plain(function: Callable[..., Any], *args: Any) -> Any:
-    """Calls a train or test function of the whole model as Keras does."""
+    """Calls the train or test function of the whole model, as Keras does."""
     return function(*args)
 
 
 def _zero_grad(model: Any, set_to_none: bool = True) -> None:
-    """As `torch.nn.Module.zero_grad`, for what a served step has gradients of."""
+    """Does the same as `torch.nn.Module.zero_grad`, for trainable variables only."""
     for variable in model.trainable_variables:
         if set_to_none or variable.value.grad is None:
             variable.value.grad = None
@@ -131,7 +131,7 @@ def _zero_grad(model: Any, set_to_none: bool = True) -> None:
 
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
-    """Returns a view of a tensor on the CPU, else a copy."""
+    """Returns a tensor as a NumPy view if it is on the CPU, else as a copy."""
     if not isinstance(tensor, torch.Tensor):
         return np.asarray(tensor)
     if tensor.dtype == torch.bfloat16:
@@ -141,7 +141,10 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
-    """Returns what takes the fingerprints of variables: only what counts leaves the device."""
+    """Returns a function that returns the fingerprints of variables.
+
+    Only the hashed elements are copied from the device.
+    """
     return lambda: [_print(variable.value.detach()) for variable in variables]
 
 
@@ -151,16 +154,16 @@ def _print(value: Any) -> Key:
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
-    """Returns an array as the model's steps take it, on the device where they run."""
+    """Converts an array to a tensor on the device where the steps run."""
     if array.dtype.name == "bfloat16":
         return to_tensor(array.view(np.int16)).view(torch.bfloat16)
     return keras.ops.convert_to_tensor(torch.from_numpy(array))
 
 
 def unshared(tensor: Any) -> Any:
-    """Returns a copy of a tensor of a batch: a train step may change it in place."""
+    """Returns a copy of a batch's tensor, since a train step may change it in place."""
     return tensor.clone() if isinstance(tensor, torch.Tensor) else tensor
 
 
 def check(model: Any) -> None:
-    """Raises `NotCacheableError` if a model can't be served on this backend: here each can."""
+    """Raises `NotCacheableError` if a model can't be cached on this backend: never, here."""

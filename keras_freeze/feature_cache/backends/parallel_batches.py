@@ -1,4 +1,4 @@
-"""Several batches of a prefix at once, on a CPU with cores that one leaves idle."""
+"""Runs a function on several batches in threads, to use all cores of a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def side_by_side(run: Callable[[Any], Any], batches: Sequence[Any]) -> list[Any]:
-    """Returns what a function gives for each batch: in a thread for each, if there are several."""
+    """Returns the function's result for each batch; runs several batches in threads."""
     if len(batches) == 1:
         return [run(batches[0])]
     with ThreadPoolExecutor(len(batches)) as pool:

@@ -1,4 +1,4 @@
-"""What a backend's module gives, as far as rows and checks use it."""
+"""The functions of a backend module that rows and checks use, as a type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Backend(Protocol):
-    """What is used here of the modules `on_jax`, `on_tensorflow` and `on_torch`."""
+    """The functions of `on_jax`, `on_tensorflow` and `on_torch` that rows and checks use."""
 
     def to_numpy(self, tensor: Any) -> Array: ...
     def to_tensor(self, array: Array) -> Any: ...

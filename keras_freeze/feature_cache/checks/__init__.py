@@ -1,1 +1,1 @@
-"""What would make cached features wrong, and what is said then."""
+"""Checks that cached features are still correct, and that the cache is worth its memory."""

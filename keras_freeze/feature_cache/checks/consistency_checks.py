@@ -1,4 +1,4 @@
-"""Keeps a cache honest: looks for what must not change, and for what isn't worth it."""
+"""Checks within `fit` that cached features are still correct and often found again."""
 
 from __future__ import annotations
 
@@ -16,44 +16,46 @@ from keras_freeze.keras_internals.row_number_feed import ArrayFeed
 from keras_freeze.keras_internals.variable_values import to_numpy
 
 Array = np.ndarray[Any, Any]
-CHECKED = 2  # rows that are computed again in an epoch
-COMPARED = 64  # rows of an array that are hashed again in an epoch,
-COMPARED_BYTES = 1 << 21  # or fewer, but at least 8
-CHEAP = 0.01  # share of a run that checks may take
-ENOUGH = 0.5  # share of an epoch after which its hits are judged: known rows may come late
-LEAST_HITS = 0.1  # share of an epoch's rows below which a cache isn't worth it
-RTOL = {"float16": 1e-2, "bfloat16": 5e-2}  # else 1e-3: another batch size rounds differently
+CHECKED = 2  # rows computed again in each epoch
+COMPARED = 64  # rows of an array hashed again in each epoch,
+COMPARED_BYTES = 1 << 21  # or as many as fit in this, but at least 8
+CHEAP = 0.01  # share of the run's time that checks may take
+ENOUGH = 0.5  # share of an epoch after which hits are counted: known rows may come late
+LEAST_HITS = 0.1  # share of hits in an epoch below which the cache gives up
+RTOL = {"float16": 1e-2, "bfloat16": 5e-2}  # else 1e-3: rounding depends on the batch size
 
 
 class ConsistencyChecks:
-    """What a cache remembers from epoch to epoch.
+    """Consistency checks of a cache, with their state between epochs.
+
+    The prefix is the part of the model whose outputs are cached.
 
     Args:
-        backend: how tensors are read.
+        backend: module of the backend; reads tensors.
 
     Attributes:
-        kind: of the steps whose rows are judged: "train", or "test" where only these are served.
+        kind: the steps whose hits count: "train", or "test" if only validation is served.
     """
 
     def __init__(self, backend: Backend):
         self.backend = backend
         self.kind = "train"
-        self.random = np.random.default_rng(0)  # of its own: Keras' draws must not change
+        self.random = np.random.default_rng(0)  # its own, so that Keras' draws stay the same
         self.told: set[str] = set()
         self.variables: list[Any] = []
         self.prints: list[Key] = []
         self.began = time.perf_counter()
-        self.check_seconds = 0.0  # of all checks
-        self.prefix_seconds = 0.0  # of the prefix for the last batch
+        self.check_seconds = 0.0  # time of all checks
+        self.prefix_seconds = 0.0  # time of the prefix for the last batch
         self.counts: dict[str, list[int]] = {}
-        self.last_rows = 0  # that are judged, in the last epoch that had any
-        self.poor = 0  # epochs in a row with hardly a hit
-        self.patience = 1  # poor epochs that are nothing unusual: the first one
-        self.looked_at: set[str] = set()  # kinds of known rows, in this epoch
+        self.last_rows = 0  # rows of `kind` in the last epoch that had any
+        self.poor = 0  # consecutive epochs with almost no hits
+        self.patience = 1  # poor epochs that are normal: the first one
+        self.looked_at: set[str] = set()  # kinds of steps that were checked in this epoch
         self.quiet = True
 
     def once(self, what: str) -> bool:
-        """True the first time."""
+        """Returns True the first time that it is called with `what`."""
         first = what not in self.told
         self.told.add(what)
         return first
@@ -66,13 +68,13 @@ class ConsistencyChecks:
     # Weights
 
     def look_at(self, layers: list[Layer], around: list[Any], *, training: bool = True) -> None:
-        """Remembers the weights of the prefix.
+        """Saves fingerprints of the prefix's weights.
 
         Args:
-            layers: all that the prefix runs, as far as that is known.
-            around: further variables that code in front of them might move.
-            training: False = train steps aren't served. They draw random numbers then; the prefix
-                must not.
+            layers: the layers that the prefix runs, if known.
+            around: other variables that code before these layers might change.
+            training: False if train steps aren't served. They may draw random numbers then, but
+                the prefix must not.
         """
         kind = "train" if training else "test"
         if kind != self.kind:
@@ -89,10 +91,10 @@ class ConsistencyChecks:
         known = {id(v) for layer in layers if isinstance(layer, frozen) for v in layer.variables}
         self.states = [v for v in own if id(v) not in known]
         self.states += [v for v in around if id(v) not in variables]
-        self.quiet = not self.states  # nothing that could move
+        self.quiet = not self.states  # no state can change
 
     def check_weights(self) -> None:
-        """Raises `NotCacheableError` if a weight of the prefix isn't what it was."""
+        """Raises `NotCacheableError` if a weight of the prefix has changed."""
         new = self.fingerprints() if self.variables else []
         for variable, before, now in zip(self.variables, self.prints, new, strict=True):
             if before != now and self.kind == "test" and any(variable is v for v in self.states):
@@ -100,21 +102,21 @@ class ConsistencyChecks:
             if before != now:
                 raise NotCacheableError(
                     f"the weights of the frozen part were changed: {variable.path}",
-                    "leave frozen weights alone while `fit` runs, or set `trainable`",
+                    "don't change frozen weights while `fit` runs, or make their layers trainable",
                 )
 
     def before_prefix(self) -> None:
-        """Remembers states that the prefix might move, the first time that it runs."""
+        """Saves the state that the prefix might change, before its first run."""
         if not self.quiet:
             self.saved = [to_numpy(v) for v in self._held()]
 
     def after_prefix(self) -> None:
-        """Puts moved states back, and refuses."""
+        """Raises `NotCacheableError` if the prefix changed state, which is restored."""
         if changed := self.put_back():
             raise moved(changed)
 
     def put_back(self) -> list[Any]:
-        """Returns the states that the prefix moved; they are what they were before it."""
+        """Restores the state from before the prefix ran; returns the variables that it changed."""
         held, self.quiet = [] if self.quiet else self._held(), True
         changed = []
         for variable, value in zip(held, self.saved if held else [], strict=True):
@@ -124,13 +126,13 @@ class ConsistencyChecks:
         return changed
 
     def _held(self) -> list[Any]:
-        """On JAX variables are empty while `fit` runs, and the prefix can't write to them."""
+        """None on JAX: variables are empty while `fit` runs, so the prefix can't change them."""
         return [] if keras.backend.backend() == "jax" else self.states
 
     # Rows
 
     def check_rows(self, feed: ArrayFeed, places: list[int]) -> None:
-        """Raises `NotCacheableError` if rows of an array aren't what they were the first time."""
+        """Raises `NotCacheableError` if an array was changed in place; compares some rows."""
         if feed.sample is None or feed.sample[0] != places:
             size = sum(feed.leaves[place][:1].nbytes for place in places)
             count = min(COMPARED, max(8, COMPARED_BYTES // max(1, size)))
@@ -144,14 +146,14 @@ class ConsistencyChecks:
             )
 
     def wants_check(self, kind: str, is_trusted: bool) -> bool:
-        """True if known rows should be computed again before they are served.
+        """Returns True if known rows should be computed again before they are served.
 
-        In each epoch, and before the first ones are served. Of a prefix of layers that are known to
-        be deterministic only as long as all checks take a hundredth of the run.
+        That is once in each epoch, the first time before any known row is served. For a trusted
+        prefix it is skipped if the checks would take more than 1 % of the run's time.
 
         Args:
             kind: "train" or "test".
-            is_trusted: whether the prefix is of such layers.
+            is_trusted: whether the prefix has only layers known to be deterministic.
         """
         due = kind not in self.looked_at
         self.looked_at.add(kind)
@@ -160,9 +162,9 @@ class ConsistencyChecks:
         return due and (cheap or not is_trusted)
 
     def draw(self, known: Array, batch: int) -> Array:
-        """Returns positions of a few rows to compute again, in the company of other rows.
+        """Returns the positions of a few known rows to compute again.
 
-        On JAX as many as there are in a batch: it would compile for another shape.
+        On JAX they are repeated to a full batch, since a new shape would be compiled again.
         """
         few = self.random.permutation(known)[:CHECKED]
         return np.resize(few, batch) if keras.backend.backend() == "jax" else few
@@ -171,7 +173,7 @@ class ConsistencyChecks:
         """Counts the rows of a batch, and those that were never seen before.
 
         Raises:
-            NotCacheableError: a good part of an epoch is over, and it doesn't look worth it.
+            NotCacheableError: half of an epoch is over, and almost no row was found in the cache.
         """
         self.counts.setdefault(kind, [0, 0])
         self.counts[kind][0] += rows
@@ -181,27 +183,27 @@ class ConsistencyChecks:
             self.check_hits()
 
     def check_hits(self) -> None:
-        """Raises `NotCacheableError` if, though the data came round, hardly a row was known."""
+        """Raises `NotCacheableError` if almost no row was found after the first epoch."""
         rows, missing = self.counts.get(self.kind, [0, 0])
         if not rows:
             return
         self.poor = self.poor + 1 if rows - missing < LEAST_HITS * rows else 0
         if self.poor > self.patience:
-            of = "" if self.kind == "train" else " of the validation"
+            of = "" if self.kind == "train" else " of validation"
             raise NotCacheableError(
-                f"the inputs{of} differ in each epoch, so hardly a row was found again",
-                "move random augmentation after the base, or leave the callback out",
+                f"the inputs{of} differ in each epoch, so almost no row was found in the cache",
+                "move random augmentation after the base, or remove the callback",
             )
 
 
 def _keys_of(feed: ArrayFeed, places: list[int], numbers: Array) -> list[Key]:
-    """Of one row at a time: nothing is copied."""
+    """Returns the keys of rows. Takes one row at a time, which copies nothing."""
     rows = ([feed.leaves[place][n : n + 1] for place in places] for n in numbers.tolist())
     return [key for row in rows for key in row_keys(row)]
 
 
 def agree(kept: Array, fresh: Array) -> bool:
-    """True if features are the same but for rounding."""
+    """Returns True if features are equal up to rounding."""
     if not keras.backend.is_float_dtype(kept.dtype.name):
         return np.array_equal(kept, fresh)
     rtol = RTOL.get(kept.dtype.name, 1e-3)

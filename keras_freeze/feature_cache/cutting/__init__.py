@@ -1,1 +1,1 @@
-"""Where the cached part of a model ends: the cut of each stage."""
+"""Finds the cut of each stage: the tensors whose values are cached."""

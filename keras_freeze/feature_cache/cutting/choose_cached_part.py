@@ -1,4 +1,4 @@
-"""What a stage keeps, and what of it is served."""
+"""Chooses what a stage caches and which part of the model it serves from the cache."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from keras_freeze.keras_internals.inference_mode import frozen_calls
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a stage keeps.
+class ChosenCut:
+    """What a stage caches. The cut is the place in the graph where its values are cached.
 
     Attributes:
-        part: what is served; None if this stage serves nothing.
-        columns: what is kept, also for later stages; None = what was kept before.
-        names: of the layers that give what is served.
+        part: the part of the model that is served; None if this stage serves nothing.
+        columns: the cached values, with those for later stages; None = the same as before.
+        names: names of the layers whose outputs are served.
         later: whether a later stage serves something.
-        training: whether train steps are served; False = those of the validation alone.
+        training: whether train steps are served; False = only validation steps.
     """
 
     part: GraphPrefix | LayerPrefix | None
@@ -35,44 +35,47 @@ class Choice:
 
 
 def choose(
-    subject: CachedModel, now: Flags, later: Sequence[Flags], *, training: bool = True
-) -> Choice:
-    """Finds what is served in a stage.
+    cached_model: CachedModel, now: Flags, later: Sequence[Flags], *, training: bool = True
+) -> ChosenCut:
+    """Finds what a stage serves.
 
     Args:
-        subject: the model.
+        cached_model: the model.
         now: `{id(leaf): trainable}` of all leaves.
-        later: the same for each stage that will follow, in order.
-        training: False = what can be served to validation, where train steps can't be.
+        later: the same for each later stage, in order.
+        training: False = find what validation can be served, if train steps can't be.
 
     Raises:
-        NotCacheableError: a layer that isn't trained, but changes, keeps frozen ones from it.
+        NotCacheableError: an untrained layer whose output changes comes before frozen layers.
     """
-    if subject.program is None:
-        return _choose_whole(subject, now, later, training)
-    judge = partial(subject.fixed, training=training)
-    layout = cuts_of_stages(subject.program, judge, now, later)
+    if cached_model.program is None:
+        return _choose_whole(cached_model, now, later, training)
+    judge = partial(cached_model.fixed, training=training)
+    layout = cuts_of_stages(cached_model.program, judge, now, later)
     _check_obstacle(layout.cut)
     columns = tuple(str(value) for value in layout.values)
-    names = cut_names(subject.program, layout.cut.values)
-    part = GraphPrefix(subject.program, layout.cut, layout.values) if names else None
-    return Choice(part, columns, names, layout.later, training)
+    names = cut_names(cached_model.program, layout.cut.values)
+    part = GraphPrefix(cached_model.program, layout.cut, layout.values) if names else None
+    return ChosenCut(part, columns, names, layout.later, training)
 
 
 def _choose_whole(
-    subject: CachedModel, now: Flags, later: Sequence[Flags], training: bool
-) -> Choice:
-    container = subject.container
-    judges = [subject.fixed(flags, training=training) for flags in (now, *later)]
+    cached_model: CachedModel, now: Flags, later: Sequence[Flags], training: bool
+) -> ChosenCut:
+    container = cached_model.container
+    judges = [cached_model.fixed(flags, training=training) for flags in (now, *later)]
     reasons = [judge.why_not(container) for judge in judges]
     if reasons[0] not in ("", TRAINS):
-        raise obstacle(f"{container.name!r} can't be cached", reasons[0], is_inside=True)
+        raise obstacle(f"{container.name!r} is to be cached", reasons[0], is_inside=True)
     coming = "" in reasons[1:]
     if reasons[0] == TRAINS:
-        return Choice(None, (), [], coming, training)
-    calls = {id(layer): call for layer, _, call in frozen_calls(subject.tree, subject.base_leaves)}
+        return ChosenCut(None, (), [], coming, training)
+    calls = {
+        id(layer): call
+        for layer, _, call in frozen_calls(cached_model.tree, cached_model.base_leaves)
+    }
     part = LayerPrefix(container, calls.get(id(container), container.call))
-    return Choice(part, None, [container.name], coming, training)
+    return ChosenCut(part, None, [container.name], coming, training)
 
 
 def _check_obstacle(cut: Cut) -> None:
@@ -82,34 +85,34 @@ def _check_obstacle(cut: Cut) -> None:
 
 
 def symbols_of(part: GraphPrefix | LayerPrefix) -> list[Any] | None:
-    """Returns the symbolic tensors of what is kept; None of a container that can't be read."""
+    """Returns the symbolic tensors of the cached values; None if the graph can't be read."""
     if isinstance(part, LayerPrefix):
         return None
     return [part.program.symbols[value] for value in part.values]
 
 
 def choose_for_validation(
-    subject: CachedModel, now: Flags, later: Sequence[Flags], bar: NotCacheableError
-) -> tuple[Choice, NotCacheableError]:
-    """Finds what is served to validation alone.
+    cached_model: CachedModel, now: Flags, later: Sequence[Flags], bar: NotCacheableError
+) -> tuple[ChosenCut, NotCacheableError]:
+    """Finds what is served if only validation is.
 
     Args:
-        subject: the model.
+        cached_model: the model.
         now: `{id(leaf): trainable}` of all leaves.
-        later: the same for each stage that will follow, in order.
+        later: the same for each later stage, in order.
         bar: why train steps aren't served.
 
     Returns:
-        The choice; and `bar`, or a reason that names the layer at fault.
+        The choice, and why train steps aren't served: `bar`, or an error that names the layer.
 
     Raises:
         NotCacheableError: validation can't be served either.
     """
-    choice = choose(subject, now, later, training=False)
-    judge = subject.fixed(now)
+    choice = choose(cached_model, now, later, training=False)
+    judge = cached_model.fixed(now)
     if choice.part is not None and not bar.in_training:
         for operation in choice.part.operations:
             if why := judge.why_not(operation):
-                what = f"{operation.name!r} can't be cached"
+                what = f"{operation.name!r} is to be cached"
                 return choice, obstacle(what, why, is_inside=True)
     return choice, bar

@@ -1,4 +1,4 @@
-"""What is kept in a stage, and for the stages after it."""
+"""Finds what a stage caches for itself and for the stages after it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Flags = Mapping[int, bool]  # {id(leaf): trainable} of all leaves
 
 @dataclass(frozen=True)
 class StageCuts:
-    """The cut of the stage that runs.
+    """The cut of the running stage: the place in the graph where its values are cached.
 
     Attributes:
-        cut: where the program is cut now.
-        values: what is kept: the cut's values, and those of the cuts of later stages that are the
-            same until then.
+        cut: the cut.
+        values: the values to cache: those of the cut, and those of later stages' cuts that don't
+            change until then.
         later: whether a later stage has a cut.
     """
 
@@ -35,18 +35,18 @@ def cuts_of_stages(
     now: Flags,
     later: Sequence[Flags],
 ) -> StageCuts:
-    """Finds the cuts of the stage that runs and of those that come.
+    """Finds the cuts of the running stage and of later ones.
 
     Args:
-        program: of the container.
-        judge: of layers under given flags.
-        now: the flags.
+        program: the graph of the container, as a list of layer calls.
+        judge: returns which layers are deterministic under given flags.
+        now: the flags of the running stage.
         later: the flags of each later stage, in order.
     """
     cut, *cuts = [_cut(program, judge(flags)) for flags in (now, *later)]
     kept, lasting = set(cut.values), set(cut.fixed)
     for following in cuts:
-        lasting &= following.fixed  # what trains in between has to be computed afterwards
+        lasting &= following.fixed  # values that change before that stage are computed later
         kept.update(lasting.intersection(following.values))
     return StageCuts(cut, tuple(sorted(kept)), any(following.values for following in cuts))
 
@@ -56,7 +56,7 @@ def _cut(program: Program, fixed: DeterministicLayers) -> Cut:
 
 
 def cut_names(program: Program, values: Sequence[Value]) -> list[str]:
-    """Returns the names of the layers that give `values`."""
+    """Returns the names of the layers whose outputs are `values`."""
     giver: dict[Value, Any] = {
         number: call.operation for call in program.calls for number in call.writes
     }

@@ -1,4 +1,4 @@
-"""Which layers give the same output for the same input in every step: frozen and deterministic."""
+"""Tells which layers give the same output for the same input in every step, and why not."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ FOREIGN = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
 class DeterministicLayers:
-    """Judges layers under given flags.
+    """Tells which layers are deterministic under given flags.
+
+    A leaf is a layer without sublayers.
 
     Args:
         tree: the whole model.
         base: ids of the leaves that run in inference mode while they are frozen.
-        flags: of all leaves, as in `trained`.
-        training: whether layers are called with `training=True`, as in a train step. In a
-            validation what is random in training alone is fixed; what trains or moves in the steps
-            in between isn't.
+        flags: whether each leaf is trainable, as in `trained`.
+        training: whether layers are called with `training=True`, as in a train step. In
+            validation, layers that are random in training only are deterministic. Layers that train
+            or update statistics aren't, since train steps run in between.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class DeterministicLayers:
         self.training = training
 
     def why_not(self, operation: Any) -> str:
-        """Returns why the output of a layer changes, "trains" first of all; "" if it doesn't."""
+        """Returns why the output of a layer changes; "" if it doesn't."""
         if not isinstance(operation, keras.layers.Layer) or operation not in self.tree:
             return ""
         leaves = self.tree.below(operation)
@@ -70,7 +72,7 @@ class DeterministicLayers:
         return ""
 
     def _why_not_alone(self, layer: Layer, frozen: bool) -> str:
-        """Judges a layer without those below it; a frozen one gets `training=False` always."""
+        """Judges a layer without its sublayers. A frozen one always gets `training=False`."""
         knows_training = "training" in inspect.signature(layer.call).parameters
         if layer.activity_regularizer is not None:
             return LOSS
@@ -87,11 +89,11 @@ class DeterministicLayers:
         return MOVES if own_states(layer) and not is_batch_norm(layer) else ""
 
     def _is_moving(self, layer: Layer) -> bool:
-        """A BatchNormalization that isn't frozen moves its statistics, also without weights."""
+        """Returns True for a BatchNormalization that isn't frozen: it updates its statistics."""
         return is_batch_norm(layer) and self.flags.get(id(layer), bool(layer.trainable))
 
     def holds_frozen_weights(self, operation: Any) -> bool:
-        """True for a layer with weights, none of which is trained."""
+        """Returns True if a layer has weights and none of them is trained."""
         if not isinstance(operation, keras.layers.Layer) or operation not in self.tree:
             return False
         leaves = [leaf for leaf in self.tree.below(operation) if leaf.weights]
@@ -103,6 +105,6 @@ def _all_below(layer: Layer) -> list[Layer]:
 
 
 def is_of_keras(layer: Any) -> bool:
-    """True for Keras' own layers, but for those that wrap the code of others."""
+    """Returns True for Keras' own layers, except those that wrap other code."""
     own = type(layer).__module__.split(".")[0] == "keras"
     return own and type(layer).__name__ not in FOREIGN

@@ -1,4 +1,4 @@
-"""Where a program is cut: the last values before which everything is frozen and deterministic."""
+"""Finds the last tensors of a graph that depend on frozen, deterministic layers only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from keras_freeze.graph.layer_calls import LayerCall, Program, Value
 
 @dataclass(frozen=True)
 class Cut:
-    """A program in two parts.
+    """A graph (a list of layer calls, the program) divided into a cached part and the rest.
 
     Attributes:
-        values: what is computed once for each image, and kept.
-        tail: the layer calls that run in each training step.
+        values: the tensors that are computed once for each row of the data and cached.
+        tail: the layer calls that run in each step.
         given: the places of the inputs that the tail reads itself.
-        fixed: all values that are the same in each step.
-        obstacle: the layer that alone keeps frozen layers after it from being cached, or None.
-        reason: what is wrong with the obstacle.
-        is_inside: whether frozen layers come before the obstacle too.
+        fixed: all tensors that are the same in each step.
+        obstacle: a layer without which frozen layers after it could be cached, or None.
+        reason: why the obstacle's output changes.
+        is_inside: whether frozen layers also come before the obstacle.
     """
 
     values: tuple[Value, ...]
@@ -36,13 +36,13 @@ class Cut:
 def find_cut(
     program: Program, why_not: Callable[[Any], str], is_frozen: Callable[[Any], bool]
 ) -> Cut:
-    """Cuts a program as late as possible.
+    """Finds the latest possible cut of a program.
 
     Args:
-        program: of the model.
-        why_not: tells of a layer why its output changes from step to step; "" if it doesn't.
-        is_frozen: whether a layer has weights and all are frozen. What no such layer is in front
-            of (a Rescaling) is run again rather than kept.
+        program: the graph.
+        why_not: returns why a layer's output changes from step to step; "" if it doesn't.
+        is_frozen: returns whether a layer has weights and all are frozen. Layers without such a
+            layer before them, as a Rescaling, run in each step and aren't cached.
     """
     fixed, worth = set(program.inputs), set[Value]()
     frontier: list[tuple[LayerCall, str]] = []
@@ -81,7 +81,7 @@ def find_cut(
 def _obstacle(
     program: Program, frontier: list[tuple[LayerCall, str]], is_frozen: Callable[[Any], bool]
 ) -> tuple[LayerCall | None, str]:
-    """The call of a layer that doesn't train, but changes, and has frozen layers after it."""
+    """Returns an untrained layer's call whose output changes and goes to frozen layers, and why."""
     for call, reason in frontier:
         behind = _behind(program, call) if reason != TRAINS else ()
         if any(is_frozen(other.operation) for other in behind):
@@ -98,7 +98,7 @@ def _behind(program: Program, first: LayerCall) -> Iterable[LayerCall]:
 
 
 def prefix_of(program: Program, values: Iterable[Value]) -> tuple[tuple[LayerCall, ...], list[int]]:
-    """Returns the layer calls that lead to `values`, and the places of the inputs they read."""
+    """Returns the layer calls that compute `values`, and the places of the inputs they read."""
     needed, calls = set(values), []
     for call in reversed(program.calls):
         if not needed.isdisjoint(call.writes):

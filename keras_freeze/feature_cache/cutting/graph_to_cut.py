@@ -1,4 +1,4 @@
-"""The model as the cache sees it: which layer is served from the cache, and its graph."""
+"""Finds the graph of layers in which the cache works: the model's own, or that of its base."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ Model = Any
 
 
 class CachedModel:
-    """The model as a cache sees it.
+    """The model that is fitted, and the layer in it whose outputs come from the cache.
+
+    A leaf is a layer without sublayers; a container holds layers. A model's graph can be read if it
+    is functional or sequential.
 
     Args:
         model: the model that is fitted.
         tree: all its layers.
-        served: the leaves to be served; they decide if the model's own graph can't be read.
+        served: the leaves to cache. They choose the container if the model's graph can't be read.
         base_leaves: the leaves that run in inference mode while they are frozen.
 
     Attributes:
-        container: whose call is answered: the model, or the smallest layer that holds all served
-            leaves and whose graph can be read.
-        program: of the container; None if it can't be read.
+        container: the layer whose `call` is replaced: the model, or the smallest layer that holds
+            all served leaves, preferably with a graph that can be read.
+        program: the container's graph as a list of layer calls; None if it can't be read.
     """
 
     def __init__(
@@ -46,23 +49,23 @@ class CachedModel:
 
     @property
     def around(self) -> list[Any]:
-        """The variables that code may move before it calls the container, seeds included."""
+        """The variables that code before the container may change, with seeds."""
         if self.container is self.model:
             return []
         return [*self.model.variables, *self.model.metrics_variables]
 
     def check(self) -> None:
-        """Raises `NotCacheableError` if no layout could ever be served."""
+        """Raises `NotCacheableError` if the model can't be cached in any stage."""
         if self.container is self.model and self.program is None:
             raise NotCacheableError(
-                "the model is subclassed, so its graph can't be read, and no layer of it holds the "
-                "whole base",
-                "name a layer that can be cached as a whole, BottleneckCache('name')",
+                "the model is subclassed, so its graph can't be read, and none of its layers holds "
+                "the whole base",
+                "name a layer to cache as a whole: BottleneckCache('name')",
             )
         names = ("make_train_function", "make_test_function")
         for name in overridden_methods(self.model, names):
             raise NotCacheableError(
-                f"the model's own `{name}` may read the batches, which hold features",
+                f"the model overrides `{name}`, which may read batches, but these hold features",
                 "override `train_step` or `test_step` instead",
             )
 
@@ -72,9 +75,9 @@ class CachedModel:
 
 
 def _container(tree: LayerTree, served: list[Layer]) -> tuple[Layer, Program | None]:
-    """The smallest layer that holds all served leaves, one whose graph can be read before others.
+    """Returns the smallest layer that holds all served leaves, and its graph.
 
-    The root itself if there is none.
+    Prefers layers whose graph can be read. Returns the root if no layer holds them all.
     """
     wanted = {id(leaf) for leaf in served if leaf.weights}
     below = {id(layer): {id(leaf) for leaf in tree.below(layer)} for layer in tree}
@@ -87,7 +90,7 @@ def _container(tree: LayerTree, served: list[Layer]) -> tuple[Layer, Program | N
 
 
 def overridden_methods(model: Model, names: Sequence[str]) -> list[str]:
-    """Returns the methods that the model's class, or the model itself, overrides."""
+    """Returns the methods that the model's class or the model object overrides."""
     modules = [getattr(type(model), name).__module__.split(".")[0] for name in names]
     pairs = zip(names, modules, strict=True)
     return [name for name, module in pairs if name in vars(model) or module != "keras"]

@@ -1,4 +1,4 @@
-"""What is served of a container: the prefix up to the cut, and the tail after it."""
+"""Runs the two parts of a model: the frozen layers that are cached, and the layers after them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from keras_freeze.graph.layer_calls import Program, Value, mask_of, run, set_mas
 from keras_freeze.graph.layer_tree import LayerTree
 
 Tensor = Any
-Features = dict[str, Tensor]  # by column: a value of the program, or the mask of one
+Features = dict[str, Tensor]  # by column: a tensor of the program, or its mask
 
 
 class GraphPrefix:
-    """The part of a container whose graph is known.
+    """The cached part of a container (a layer that holds layers) whose graph can be read.
+
+    The prefix is the layers before the cut, whose outputs are cached. The tail runs after it in
+    each step.
 
     Args:
-        program: of the container.
-        cut: where it is cut now.
-        values: all that is to be computed, also for the cuts of later stages.
+        program: the graph of the container, as a list of layer calls.
+        cut: the cut of the running stage.
+        values: all tensors to compute, with those for later stages' cuts.
 
     Attributes:
-        places: of the inputs by which rows are told apart; None = all.
+        places: the inputs from which the keys of rows are made; None = all.
     """
 
     def __init__(self, program: Program, cut: Cut, values: tuple[Value, ...]):
@@ -36,7 +39,7 @@ class GraphPrefix:
         self.places: list[int] | None = places
 
     def follow(self, part: Any) -> None:
-        """Goes on with the rows of an earlier stage: they were told apart by these inputs."""
+        """Uses the rows of an earlier stage, whose keys were made from its inputs."""
         self.places = part.places
 
     @property
@@ -47,13 +50,13 @@ class GraphPrefix:
 
     @property
     def operations(self) -> list[Any]:
-        """All that the prefix calls, each once."""
+        """All layers and operations that the prefix calls, each once."""
         called = {id(call.operation): call.operation for call in self.calls if not call.enters}
         return list(called.values())
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the cut that is served now."""
+        """The columns of the running stage's cut."""
         return [str(value) for value in self.cut.values]
 
     def prefix(self, inputs: Any, training: Any = None, mask: Any = None, **_: Any) -> Features:
@@ -84,11 +87,11 @@ class GraphPrefix:
 
 
 class LayerPrefix:
-    """A container whose inside can't be read: all of it, or nothing.
+    """A container whose graph can't be read, cached as a whole.
 
     Args:
         container: the layer or model.
-        call: its `call`, as it runs in a step.
+        call: its `call` as it runs in a step.
     """
 
     def __init__(self, container: Any, call: Callable[..., Any]):
@@ -100,7 +103,7 @@ class LayerPrefix:
         self.dtypes: list[str] = []
 
     def follow(self, part: Any) -> None:
-        """Goes on with the rows of an earlier stage."""
+        """Uses the rows of an earlier stage."""
         self.structure, self.dtypes = part.structure, part.dtypes
 
     @property

@@ -1,1 +1,1 @@
-"""How a training step gets its features."""
+"""Runs training and validation steps on cached features."""

@@ -1,4 +1,4 @@
-"""Adds to a batch the features of its rows: what a served step gets in place of the batch."""
+"""Adds the cached features of its rows to a batch, for a step that doesn't run the base."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import keras
 
 from keras_freeze.feature_cache.serving.batch_features import BatchFeatures
 from keras_freeze.feature_cache.serving.batch_rows import HashedRows, NumberedRows, Rows
-from keras_freeze.feature_cache.serving.stage_server import Served
+from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.keras_internals.row_number_feed import Numbers
 
@@ -16,15 +16,15 @@ Batch = Any
 
 
 class FeatureAdder:
-    """Makes batches with features.
+    """Adds features to batches.
 
     Args:
-        features: gives the features of rows.
-        feeds: the arrays of which rows come by number.
+        features: returns the features of rows.
+        feeds: the arrays whose batches hold row numbers instead of rows.
         backend: the module of the backend.
 
     Attributes:
-        batches: in an epoch of the steps that the checks judge; None = not known.
+        batches: number of batches in an epoch, of the steps whose hits count; None = unknown.
     """
 
     def __init__(self, features: BatchFeatures, feeds: Feeds, backend: Any):
@@ -34,14 +34,14 @@ class FeatureAdder:
         self.backend = backend
         self.batches: int | None = None
 
-    def add(self, served: Served, kind: str, state: Any, batch: Batch) -> Batch:
+    def add(self, served: StageServer, kind: str, state: Any, batch: Batch) -> Batch:
         """Returns (features by column, inputs that the tail reads, targets, sample weights).
 
         Args:
-            served: what is served in the stage that runs.
+            served: serves the running stage.
             kind: "train" or "test".
-            state: what goes before the data, where Keras calls a step.
-            batch: as Keras hands it out, or with row numbers in place of its rows.
+            state: the arguments that Keras passes to a step before the data.
+            batch: a batch as Keras yields it, or with row numbers instead of rows.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         rows = self._rows(served, kind, x)
@@ -54,12 +54,12 @@ class FeatureAdder:
         leaves = {str(place): rows.leaf(place) for place in served.shown(structure)}
         return tensors, leaves, y, sample_weight
 
-    def _rows(self, served: Served, kind: str, x: Any) -> Rows:
+    def _rows(self, served: StageServer, kind: str, x: Any) -> Rows:
         salt = served.salt(kind)
         if isinstance(x, Numbers) and x.feed is self.feeds.get(kind):
             places = served.places(x.feed.structure)
             at_once = self.features.at_once(served, len(x.numbers))
             return NumberedRows(x.numbers, x.feed, places, self.store, self.backend, salt, at_once)
-        if isinstance(x, Numbers):  # of a `fit` that raised: the user kept its iterator
+        if isinstance(x, Numbers):  # from an interrupted `fit`, if the user kept its iterator
             x = x.feed.x(x.numbers)
         return HashedRows(x, served.places(x), self.store, self.backend, salt)

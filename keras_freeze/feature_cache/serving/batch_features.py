@@ -1,4 +1,4 @@
-"""The features of a batch: from the store, or from the prefix, which then fills the store."""
+"""Returns the features of a batch: cached ones, and newly computed ones, which it caches."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks, agree
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, tell
 from keras_freeze.feature_cache.serving.batch_rows import Positions, Rows
-from keras_freeze.feature_cache.serving.stage_server import Served
+from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.storage.row_hashes import Key
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
-AT_ONCE = min(4, os.cpu_count() or 1)  # batches of the prefix
+AT_ONCE = min(4, os.cpu_count() or 1)  # batches that go through the prefix at once
 
 
 class BatchFeatures:
-    """What is known of the images of one `fit`.
+    """Computes and caches the features of the rows of one `fit`.
+
+    A row is one sample of the data, such as an image or a text. The prefix is the frozen layers
+    whose outputs are cached.
 
     Args:
-        store: keeps rows.
-        checks: says when to look again.
-        stats: counts.
+        store: stores the features.
+        checks: decides when to compute known rows again.
+        stats: counts hits and misses.
     """
 
     def __init__(self, store: MemoryStore, checks: ConsistencyChecks, stats: CacheStats):
@@ -37,26 +40,26 @@ class BatchFeatures:
         self.checks = checks
         self.stats = stats
         self.seen: set[Key] = set()
-        self.axes: dict[str, tuple[int, ...]] = {}  # in the order of memory, where that isn't C's
+        self.axes: dict[str, tuple[int, ...]] = {}  # in memory order, if that isn't C order
 
-    def of(self, rows: Rows, served: Served, kind: str, state: Any) -> Columns:
-        """Returns the features of the rows of a batch, computing those that aren't known.
+    def of(self, rows: Rows, served: StageServer, kind: str, state: Any) -> Columns:
+        """Returns the features of the rows of a batch; computes those that aren't known.
 
         Args:
-            rows: of the batch.
-            served: the stage.
+            rows: the rows of the batch.
+            served: serves the running stage.
             kind: "train" or "test".
-            state: of the step that runs.
+            state: the arguments of the step before the data.
 
         Raises:
-            NotCacheableError: they can't be had, or known ones turn out to be wrong.
+            NotCacheableError: the features can't be computed, or cached ones are wrong.
         """
         missing = np.flatnonzero(rows.slots < 0)
         wanted = int(np.count_nonzero(missing < rows.size))
         if wanted < rows.size and self.checks.wants_check(kind, served.is_trusted):
             self._check(rows, served, kind, state)
         computed: Columns = {}
-        fresh = 0  # rows of the batch that were never seen, though a full store may not hold them
+        fresh = 0  # rows never seen before; a full store lacks some that were seen
         if wanted:
             missing, copies = _first_of_each(rows, missing)
             wanted = int(np.count_nonzero(missing < rows.size))
@@ -74,17 +77,17 @@ class BatchFeatures:
         return {name: self._laid_out(name, array) for name, array in features.items()}
 
     def _laid_out(self, column: str, array: Array) -> Array:
-        """Features in memory as the prefix left them: PyTorch draws random masks in that order."""
+        """Restores the prefix's memory order: PyTorch draws random masks in that order."""
         if column not in self.axes:
             return array
         axes = self.axes[column]
         return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
 
-    def at_once(self, served: Served, batch: int) -> int:
-        """Returns how many rows may be computed when one of a batch isn't known.
+    def at_once(self, served: StageServer, batch: int) -> int:
+        """Returns how many rows may be computed when one row of a batch isn't known.
 
-        On CPUs several batches of the prefix at once keep cores busy that one leaves idle: JAX
-        takes half the time on two of them. PyTorch runs once what depends on weights alone.
+        On a CPU, several batches at once use cores that one batch leaves idle: JAX takes half the
+        time on two cores. PyTorch runs operations on weights only once for all batches.
         """
         rows = AT_ONCE * batch if served.is_faster_together else batch
         return rows if self.store.room >= rows and served.is_trusted else 0
@@ -92,7 +95,7 @@ class BatchFeatures:
     def _gathered(
         self, rows: Rows, missing: Positions, computed: Columns, wanted: list[str]
     ) -> Columns:
-        """The columns that are served: from the store, where it had no room from the prefix."""
+        """Returns the served columns, from the store or, for rows it has no room for, computed."""
         columns = [c for c in (self.store.columns or computed) if c.split(".")[0] in wanted]
         slots = rows.slots[: rows.size]
         kept = slots >= 0
@@ -111,11 +114,11 @@ class BatchFeatures:
         return features
 
     def _compute(
-        self, rows: Rows, positions: Positions, served: Served, kind: str, state: Any
+        self, rows: Rows, positions: Positions, served: StageServer, kind: str, state: Any
     ) -> Columns:
-        """Runs the prefix on some of the rows, in batches of the size that was asked for.
+        """Runs the prefix on some of the rows, in batches of the size of this one.
 
-        Kernels round differently by batch size, and JAX compiles once for each.
+        Rounding depends on the batch size, and JAX compiles once for each size.
         """
         others = np.setdiff1d(np.arange(len(rows)), positions)
         ordered = np.concatenate([positions, others])
@@ -127,7 +130,7 @@ class BatchFeatures:
         try:
             parts = self._run(rows, [None] if whole else batches, served, kind, state)
         except NotCacheableError:
-            self.checks.put_back()  # what ran before the error may have drawn random numbers
+            self.checks.put_back()  # code before the error may have drawn random numbers
             raise
         self.checks.after_prefix()
         self.checks.prefix_seconds = time.perf_counter() - began
@@ -136,19 +139,19 @@ class BatchFeatures:
         }
 
     def _run(
-        self, rows: Rows, batches: list[Any], served: Served, kind: str, state: Any
+        self, rows: Rows, batches: list[Any], served: StageServer, kind: str, state: Any
     ) -> list[Columns]:
-        """The features of batches: each the positions of its rows, or None for all rows."""
+        """Returns the features of batches. Each batch is the positions of its rows; None = all."""
         features = served.prefix(kind)(state, [rows.inputs(positions) for positions in batches])
         counts = [rows.size if positions is None else len(positions) for positions in batches]
         return [self._arrays(*one, served) for one in zip(features, counts, strict=True)]
 
-    def _arrays(self, features: dict[str, Any], count: int, served: Served) -> Columns:
+    def _arrays(self, features: dict[str, Any], count: int, served: StageServer) -> Columns:
         arrays = {name: served.backend.to_numpy(tensor) for name, tensor in features.items()}
         for array in arrays.values():
             if array.ndim == 0 or len(array) != count:
                 raise NotCacheableError(
-                    f"features of shape {array.shape} for {count} images have no row for each",
+                    f"the features of {count} rows have shape {array.shape}, not ({count}, ...)",
                     "keep the batch axis first",
                 )
         return arrays
@@ -177,7 +180,7 @@ class BatchFeatures:
         needed = f"; {rows} {of} rows need {readable(size * rows)}" if rows else ""
         tell(
             f"is full: `max_bytes`, {readable(self.store.max_bytes)}, holds {self.store.rows} rows "
-            f"of {readable(size)}. The others are computed in each epoch{needed}. Raise "
+            f"of {readable(size)}. Other rows are computed in each epoch{needed}. Raise "
             "`max_bytes`, or halve the bytes with dtype='float16'."
         )
 
@@ -186,22 +189,22 @@ class BatchFeatures:
             if keras.backend.is_float_dtype(array.dtype.name):
                 bad = ~np.isfinite(array.astype("float32")).reshape(len(array), -1).all(axis=1)
                 if bad.any() and self.checks.once("nan"):
-                    count = f"{int(bad.sum())} of {len(bad)} images"
+                    count = f"{int(bad.sum())} of {len(bad)} rows"
                     tell(
-                        f"found NaN or infinite features, of {count}. They are served "
-                        "as they are: look at these inputs, and at the weights of the base."
+                        f"found NaN or infinite features in {count}, and uses them. Check these "
+                        "inputs and the weights of the base."
                     )
 
-    def _check(self, rows: Rows, served: Served, kind: str, state: Any) -> None:
-        """Computes a few known rows again."""
+    def _check(self, rows: Rows, served: StageServer, kind: str, state: Any) -> None:
+        """Computes a few known rows again and compares their features."""
         began = time.perf_counter()
         positions = self.checks.draw(np.flatnonzero(rows.slots[: rows.size] >= 0), rows.size)
         (fresh,) = self._run(rows, [positions], served, kind, state)
         for name in self.store.columns:
             if not agree(self.store.take(name, rows.slots[positions]), fresh[name]):
                 raise NotCacheableError(
-                    "the frozen part gives other features for the same image: they are random, or "
-                    "depend on the other images of the batch",
+                    "the frozen part gives different features for the same row: they are random, "
+                    "or depend on the other rows of the batch",
                     "keep such layers out of the frozen part",
                 )
         self.checks.check_seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The rows of one batch: their keys, and their inputs for the prefix."""
+"""The rows of one batch: their cache keys, and their inputs for the frozen layers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from keras_freeze.feature_cache.storage.row_hashes import Key, row_keys
 from keras_freeze.keras_internals.row_number_feed import ArrayFeed
 
 Array = np.ndarray[Any, Any]
-Positions = Array  # places of rows within a batch
+Positions = Array  # positions of rows within a batch
 
 
 class Rows(Protocol):
-    """A batch; after it there may be rows that no one asked for yet.
+    """The rows of a batch, then other rows to compute ahead.
+
+    A row is one sample of the data. Its slot is its row number in the store, -1 if it isn't there.
 
     Attributes:
-        size: how many rows the batch has.
-        slots: of all rows.
+        size: number of rows in the batch.
+        slots: slots of all rows.
     """
 
     size: int
@@ -37,14 +39,14 @@ class Rows(Protocol):
 
 
 class HashedRows:
-    """Rows that came as tensors: each is hashed.
+    """Rows of a batch of tensors: each row is hashed.
 
     Args:
-        x: the inputs of a batch.
-        places: of the leaves that decide the features.
-        store: where the features are looked up.
-        backend: how tensors are read.
-        salt: rows of another salt are others.
+        x: the inputs of the batch.
+        places: the tensors of `x` on which the features depend.
+        store: the store with the features.
+        backend: module of the backend; reads tensors.
+        salt: added to the keys: equal rows with different salts count as different.
     """
 
     def __init__(
@@ -62,14 +64,14 @@ class HashedRows:
         return self.size
 
     def first_asked(self) -> int:
-        """How many known rows of the batch are asked for the first time: these are none."""
+        """Returns how many known rows were computed ahead: always 0 here."""
         return 0
 
     def keys(self, positions: Positions) -> list[Key]:
         return [self.all_keys[position] for position in positions]
 
     def inputs(self, positions: Positions | None) -> Any:
-        """`x` of these rows; of all if None."""
+        """Returns `x` of these rows; None = all rows."""
         if positions is None:
             return self.x
         arrays = (self.backend.to_numpy(leaf)[positions] for leaf in self.flat)
@@ -80,7 +82,7 @@ class HashedRows:
         return self.backend.unshared(self.flat[place])
 
     def specs(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
-        """The structure of `x`; shape of a row and dtype of each leaf."""
+        """Returns the structure of `x`, and the row shape and dtype of each tensor in it."""
         dtypes = [keras.backend.standardize_dtype(leaf.dtype) for leaf in self.flat]
         shapes = [tuple(int(length) for length in leaf.shape[1:]) for leaf in self.flat]
         return self.x, list(zip(shapes, dtypes, strict=True))
@@ -90,16 +92,16 @@ class HashedRows:
 
 
 class NumberedRows:
-    """Rows of arrays, by number: a row is hashed once, and gathered only where it is needed.
+    """Rows given by their numbers in arrays: a row is hashed once, and read only if needed.
 
     Args:
-        numbers: of the rows.
+        numbers: the row numbers.
         feed: the arrays.
-        places: of the leaves that decide the features.
-        store: where the features are looked up.
-        backend: how tensors are made.
-        salt: rows of another salt are others.
-        at_once: if a row isn't known, others that aren't either are put after them, up to so many.
+        places: the arrays on which the features depend.
+        store: the store with the features.
+        backend: module of the backend; makes tensors.
+        salt: added to the keys: equal rows with different salts count as different.
+        at_once: if a row is unknown, add other unknown rows to compute ahead, up to this number.
     """
 
     def __init__(
@@ -131,9 +133,9 @@ class NumberedRows:
             self.found(missing, store.find(keys))
 
     def hashes(self, numbers: Array) -> list[Key]:
-        """The keys of rows, from what is in the arrays now.
+        """Returns the keys of rows, from the arrays' present content.
 
-        In the dtype in which Keras hands them out: a batch that isn't taken by number has the same.
+        Rows have the dtype in which Keras yields them, so that keys are the same as of tensors.
         """
         arrays = [self.feed.rows(place, numbers) for place in self.places]
         return [self.salt + key for key in row_keys(arrays)]
@@ -142,7 +144,7 @@ class NumberedRows:
         return len(self.numbers)
 
     def first_asked(self) -> int:
-        """How many known rows of the batch were computed ahead, and are asked for now."""
+        """Returns how many known rows were computed ahead and are used for the first time."""
         batch = self.numbers[: self.size]
         count = int(self.feed.is_new[batch].sum())
         self.feed.is_new[batch] = False
@@ -152,14 +154,14 @@ class NumberedRows:
         return [self.known[position] for position in positions]
 
     def inputs(self, positions: Positions | None) -> Any:
-        """`x` of these rows; of all if None."""
+        """Returns `x` of these rows; None = all rows."""
         return self.feed.x(self.numbers if positions is None else self.numbers[positions])
 
     def leaf(self, place: int) -> Any:
         return self.backend.to_tensor(self.feed.rows(place, self.numbers[: self.size]))
 
     def specs(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
-        """The structure of `x`; shape of a row and dtype of each leaf."""
+        """Returns the structure of `x`, and the row shape and dtype of each tensor in it."""
         return self.feed.structure, self.feed.specs
 
     def found(self, positions: Positions, slots: Slots, *, computed: bool = False) -> None:

@@ -1,7 +1,8 @@
-"""Serves a step: while it runs, a container answers its call with features that are known already.
+"""Replaces the `call` of the base or the model, so that a step runs on cached features.
 
-Nothing is copied: the model's own `train_step`, loss, metrics and optimizer run, on the layers
-after the cut. The container is the model itself if its graph can be read, else its base.
+The model's own `train_step`, loss, metrics and optimizer run, with the layers after the cut (the
+place where features are cached). The container is the layer whose `call` is replaced: the model
+itself if its graph can be read, else its base.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ Tensor = Any
 
 
 class Reached(BaseException):
-    """Leaves the user's code when the container is reached: its features are known.
+    """Raised to leave the model's code once the container's features are computed.
 
-    Not an `Exception`, which Keras would wrap with a report about the call.
+    It isn't an `Exception`, which Keras would wrap with a report about the call.
     """
 
     def __init__(self, features: Features):
@@ -37,13 +38,13 @@ class Reached(BaseException):
 
 @dataclass(frozen=True)
 class Wire:
-    """A layer that changes and must not be called before the container.
+    """A layer whose output changes, so that it must not be called before the container.
 
     Attributes:
-        layer: it.
+        layer: the layer.
         call: its `call` as it runs in a step.
-        error: about it.
-        spares_inference: whether it may be, there and in the prefix, with `training=False`.
+        error: raised if it is called.
+        spares_inference: whether calls with `training=False` are allowed.
     """
 
     layer: Any
@@ -54,13 +55,13 @@ class Wire:
 
 @dataclass
 class _Job:
-    """What the container is asked in the step that runs: its features if `features` is None.
+    """What the container does in the running step.
 
     Attributes:
         x: the inputs of the batch.
-        versions: of these, where they can be changed.
-        features: of the batch.
-        is_open: True while a call of the container is one of the model's on the batch.
+        versions: version counters of these tensors, if they can be changed in place.
+        features: the features of the batch; None = compute them.
+        is_open: True while the model is called on the batch.
     """
 
     x: Any
@@ -70,15 +71,15 @@ class _Job:
 
 
 class CallOverride:
-    """Stands in for `call` of a container, and for the model's steps.
+    """Replaces the `call` of a container and the model's train and test steps.
 
     Args:
         model: the model that is fitted.
-        container: whose `call` is answered.
-        part: what is served.
+        container: the layer whose `call` is replaced.
+        part: the part of the container that is served.
         call: the container's `call` as it runs in a step.
-        tripwires: of layers that change.
-        told: layers that must be called with `training=False`; the model where it can be.
+        tripwires: the layers that must not be called before the container.
+        told: layers that must be called with `training=False`, if their `call` takes it.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class CallOverride:
         }
         self.served_steps = {kind: self._step(kind) for kind in ("train", "test")}
         self._now = threading.local()
-        self.is_used = True  # as far as is known
+        self.is_used = True  # until a step shows otherwise
         self.patches: list[tuple[Any, str, Any]] = [
             (wire.layer, "call", self._wire(wire)) for wire in tripwires
         ]
@@ -116,7 +117,7 @@ class CallOverride:
         return _Job(x, _versions(x), features, is_open=self.container is self.model)
 
     def features(self, x: Any, training: bool) -> Features:
-        """Runs the model up to the container, and the prefix in it."""
+        """Runs the model up to the container, then the container's layers before the cut."""
         x = as_called(self.model, x)
         self._now.job, self._now.computes = self._job(x, None), True
         try:
@@ -130,37 +131,37 @@ class CallOverride:
         raise NotCacheableError(f"the model's code doesn't call {name!r}", "name another base")
 
     def check_used(self) -> None:
-        """Raises `NotCacheableError` if the last step went by the container."""
+        """Raises `NotCacheableError` if the last step didn't call the container."""
         if not self.is_used:
             raise NotCacheableError(
                 f"the model's own step doesn't call {self.model.name!r} on the batch",
-                "call the model in it, not its layers",
+                "call the model in that step, not its layers",
             )
 
     def _check_losses(self) -> None:
-        """What a layer of the prefix adds to the loss would be missing in the step."""
+        """Raises if a cached layer adds to the loss, since a served step would lack that."""
         for layer in self.part.layers:
             if has_added_losses(layer):
                 raise NotCacheableError(
                     f"{layer.name!r} of the frozen part adds to the loss",
-                    "unfreeze that layer, or take its loss away",
+                    "unfreeze that layer, or remove its loss",
                 )
 
     def _answer(self, *args: Any, **kwargs: Any) -> Any:
-        """`call` of the container. It is served once a step: a second call runs as it is."""
+        """The container's `call`. Serves the first call in a step; others run the layers."""
         job = getattr(self._now, "job", None)
         if job is None or not job.is_open:
             return self.call(*args, **kwargs)
         self._now.job = None
         self._check_told(self.container, args, kwargs)
         if self.container is self.model:
-            _check_same(args, kwargs, job)  # JAX's step goes past a `__call__` of the model's own
+            _check_same(args, kwargs, job)  # on JAX, the step doesn't use the model's `__call__`
         if job.features is None:
             raise Reached(self.part.prefix(*args, **kwargs))
         return self.part.tail(job.features, *args, **kwargs)
 
     def _watch(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call` of a model that holds the container: what it is called on must be the batch."""
+        """Wraps `call` of a model that holds the container: it must be called on the batch."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             job = getattr(self._now, "job", None)
@@ -177,7 +178,7 @@ class CallOverride:
         return watched
 
     def _check_told(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The features are those of inference, so this must be inference."""
+        """Raises if the call isn't in inference mode, as the cached features are."""
         signature = self.told.get(id(layer))
         if signature is not None and not _is_inference(signature, args, kwargs):
             raise not_told(f"{layer.name!r} is called")
@@ -199,7 +200,7 @@ class CallOverride:
         return wired
 
     def _step(self, kind: str) -> Callable[..., Any]:
-        """The model's own step, on a batch that brings its features along."""
+        """Returns the model's own step for batches that contain features."""
         step = getattr(self.model, f"{kind}_step")
         is_stock = is_keras_code(step)
 
@@ -207,7 +208,7 @@ class CallOverride:
             *state, (features, x, y, sample_weight) = arguments
             x = self.shown(features, x)
             if is_stock:
-                x = as_called(self.model, x)  # a step of the user's sees the batch as it is
+                x = as_called(self.model, x)  # a custom step gets the batch unchanged
             self._now.job = self._job(x, features)
             try:
                 done = step(*state, keras.utils.pack_x_y_sample_weight(x, y, sample_weight))
@@ -219,23 +220,23 @@ class CallOverride:
         return served
 
     def show(self, structure: Any, shapes: list[tuple[tuple[int, ...], str]]) -> None:
-        """Notes what inputs look like: those that no one reads are left out of the step.
+        """Saves the specs of the inputs. Those that the step doesn't read are left out of it.
 
         Args:
-            structure: of `x`.
-            shapes: of a row of each leaf, and its dtype.
+            structure: the structure of `x`.
+            shapes: the row shape and the dtype of each tensor in it.
         """
         self._looks = (structure, shapes)
 
     def shown(self, features: Features, leaves: dict[str, Tensor]) -> Any:
-        """Returns `x` with stand-ins for the leaves that are left out: only their shape counts."""
+        """Returns `x` with zeros in place of the tensors that are left out, which aren't read."""
         structure, shapes = self._looks
         rows = keras.ops.shape(next(iter(features.values())))[0]
         flat = [
             leaves[str(place)]
             if str(place) in leaves
             else keras.ops.broadcast_to(
-                # JAX warns if zeros of 64 bits are requested; arrays it converts silently.
+                # JAX warns if 64-bit zeros are requested, but not if an array is converted.
                 keras.ops.convert_to_tensor(np.zeros((1,) * (len(shape) + 1), dtype)),
                 (rows, *shape),
             )
@@ -247,7 +248,7 @@ class CallOverride:
 def _is_inference(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
-    """True if a call is one with `training=False`."""
+    """Returns True for a call with `training=False`."""
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     return bound.arguments.get("training") is False
@@ -258,12 +259,12 @@ def _versions(x: Any) -> list[Any]:
 
 
 def _check_same(args: tuple[Any, ...], kwargs: dict[str, Any], job: _Job) -> None:
-    """The features are those of the batch, so the model must be called on the batch."""
+    """Raises if the model isn't called on the unchanged batch, whose features are served."""
     called_on = args[0] if args else next(iter(kwargs.values()))
     one, other = keras.tree.flatten(called_on), keras.tree.flatten(job.x)
     same = len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
     if not same or _versions(job.x) != job.versions:
         raise NotCacheableError(
-            "the model's own step calls it on other inputs than those of the batch",
+            "the model's own step calls the model on other inputs than those of the batch",
             "call the model on the batch as it is",
         )

@@ -1,4 +1,4 @@
-"""One stage of a cache: which part of the model is served, and the functions that serve it."""
+"""The functions that run the steps of one stage on cached features."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from keras_freeze.keras_internals.temporary_attributes import Patch
 Model = Any
 
 
-class Served:
-    """The functions of a stage.
+class StageServer:
+    """Serves the steps of one stage: prepares the prefix and the train and test functions.
+
+    The prefix is the frozen layers before the cut, whose outputs (the features) are cached.
 
     Args:
-        subject: the model.
-        part: what is served.
-        now: `{id(leaf): trainable}` of all leaves.
+        cached_model: the model.
+        part: the part of the model that is served.
+        now: `{id(leaf): trainable}` of all leaves, the layers without sublayers.
         backend: the module of the backend.
-        dtype: in which float features are kept; None = as they are.
-        training: False = only the steps of the validation are served.
+        dtype: dtype in which float features are kept; None = their own.
+        training: False = only validation steps are served.
     """
 
     def __init__(
         self,
-        subject: CachedModel,
+        cached_model: CachedModel,
         part: GraphPrefix | LayerPrefix,
         now: Flags,
         backend: Any,
@@ -43,82 +45,82 @@ class Served:
         *,
         training: bool = True,
     ):
-        self.subject = subject
+        self.cached_model = cached_model
         self.training = training
         self.dtype = dtype
         self.part = part
         self.backend = backend
-        # The graph of a whole model gives the same in training and validation; a subclassed model
-        # may do something else in front of its base.
-        self.alike = subject.is_readable
-        # Asked now, as while a step runs the model's steps are ours.
-        self.has_own_steps = not _is_of_keras(subject.model)
-        frozen = frozen_calls(subject.tree, subject.base_leaves)
+        # A graph gives the same features in training and validation; a subclassed model may do
+        # something different before its base.
+        self.alike = cached_model.is_readable
+        # Read now, because the model's steps are replaced while a step runs.
+        self.has_own_steps = not _is_of_keras(cached_model.model)
+        frozen = frozen_calls(cached_model.tree, cached_model.base_leaves)
         calls = {id(layer): call for layer, _, call in frozen}
-        container = subject.container
-        wires = _tripwires(subject, now, calls, training)
+        container = cached_model.container
+        wires = _tripwires(cached_model, now, calls, training)
         call = calls.get(id(container), container.call)
-        told = [] if training else _told(subject, now, part)
-        self.override = CallOverride(subject.model, container, part, call, wires, told)
+        told = [] if training else _told(cached_model, now, part)
+        self.override = CallOverride(cached_model.model, container, part, call, wires, told)
         self.patches = [*frozen, *self.override.patches]
-        self.lighter = backend.UsedStateStep(subject.model, self._hidden())
+        self.lighter = backend.UsedStateStep(cached_model.model, self._hidden())
         self.is_trusted = self.alike and all(map(_is_row_by_row, part.operations))
-        self.is_faster_together = self.is_trusted and backend.is_faster_together(subject.model)
+        self.is_faster_together = self.is_trusted and backend.is_faster_together(cached_model.model)
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
 
     def _hidden(self) -> list[Patch]:
-        """What hides the prefix from Keras while a step is served, if nothing else runs it."""
+        """Patches that hide the prefix from Keras in a step, if nothing else calls its layers."""
         if not isinstance(self.part, GraphPrefix) or not self.alike or self.has_own_steps:
             return []
-        if has_own_functions(self.subject.model):
+        if has_own_functions(self.cached_model.model):
             return []
         called = [call.operation for call in self.part.cut.tail if not call.enters]
-        tree = self.subject.tree
+        tree = self.cached_model.tree
         busy = {id(leaf) for layer in called if layer in tree for leaf in tree.below(layer)}
         return hidden_layers(tree, busy)
 
     def prefix(self, kind: str) -> Callable[..., Any]:
-        """Returns the prefix for "train" or "test": (state, inputs) -> features, of batches."""
+        """Returns the prefix for "train" or "test": (state, inputs of batches) -> features."""
         kind = "train" if self.alike and self.training else kind
         if kind not in self._prefixes:
             override, training = self.override, kind == "train"
             self._prefixes[kind] = self.backend.compiled(
-                self.subject.model,
+                self.cached_model.model,
                 lambda x: self._narrowed(override.features(x, training)),
                 is_trusted=self.is_trusted,
             )
         return self._prefixes[kind]
 
     def _narrowed(self, features: Features) -> Features:
-        """Converted where they are computed, so that less leaves the device."""
+        """Converts features on the device, so that fewer bytes are copied from it."""
         if self.dtype is None:
             return features
         return {name: _cast(tensor, self.dtype.name) for name, tensor in features.items()}
 
     def function(self, kind: str) -> Callable[..., Any]:
-        """Returns the model's train or test function over batches that bring their features."""
+        """Returns the model's train or test function for batches that contain features."""
         if kind not in self._functions:
             step = self.override.served_steps[kind]
-            self._functions[kind] = make_over(self.subject.model, kind, step)
+            self._functions[kind] = make_over(self.cached_model.model, kind, step)
         return self._functions[kind]
 
     def salt(self, kind: str) -> bytes:
-        """What tells apart equal rows whose features may differ."""
+        """Returns bytes for the keys, if training and validation features of a row may differ."""
         return b"" if self.alike else kind.encode()
 
     def places(self, x: Any) -> list[int]:
-        """Returns the leaves of `x` that the prefix reads."""
+        """Returns the positions of the tensors in `x` that the prefix reads."""
         return self._leaves(x, self.part.places)
 
     def shown(self, x: Any) -> list[int]:
-        """Returns the leaves of `x` that something after the cut reads."""
+        """Returns the positions of the tensors in `x` that layers after the cut read."""
         if isinstance(self.part, GraphPrefix) and not self.has_own_steps:
             return self._leaves(x, self.part.cut.given)
         return self._leaves(x, None)
 
     def _leaves(self, x: Any, places: Sequence[int] | None) -> list[int]:
-        program = self.subject.program
+        program = self.cached_model.program
         order = program.place_of_inputs(x) if self.alike and program is not None else None
         if places is None or order is None:
             return list(range(len(keras.tree.flatten(x))))
@@ -131,20 +133,20 @@ def _cast(tensor: Any, dtype: str) -> Any:
 
 
 def _tripwires(
-    subject: CachedModel, now: Flags, calls: dict[int, Any], training: bool
+    cached_model: CachedModel, now: Flags, calls: dict[int, Any], training: bool
 ) -> list[Wire]:
-    """The layers that must not be called before the container, or not as in training, and why."""
-    fixed, in_training = subject.fixed(now, training=training), subject.fixed(now)
-    inside = {id(layer) for layer in LayerTree(subject.container)}
+    """Returns the layers that must not be called before the container (in training mode)."""
+    fixed, in_training = cached_model.fixed(now, training=training), cached_model.fixed(now)
+    inside = {id(layer) for layer in LayerTree(cached_model.container)}
     wires = []
-    for leaf in subject.tree.leaves:
+    for leaf in cached_model.tree.leaves:
         why = "" if id(leaf) in inside else fixed.why_not(leaf)
-        if why and leaf is subject.model:
+        if why and leaf is cached_model.model:
             raise NotCacheableError(
                 f"{leaf.name!r} has weights of its own, and may use them before its base",
-                "hold these weights in a layer",
+                "put these weights into a layer",
             )
-        before = "" if id(leaf) in inside else f" before {subject.container.name!r}"
+        before = "" if id(leaf) in inside else f" before {cached_model.container.name!r}"
         what = f"{leaf.name!r} is called{before}"
         call = calls.get(id(leaf), leaf.call)
         if why:
@@ -154,16 +156,17 @@ def _tripwires(
     return wires
 
 
-def _told(subject: CachedModel, now: Flags, part: GraphPrefix | LayerPrefix) -> list[Layer]:
-    """What must be called with `training=False` where only validation is served."""
-    changing = any(map(subject.fixed(now).why_not, part.operations))
-    return [subject.model, *([subject.container] if changing else [])]
+def _told(cached_model: CachedModel, now: Flags, part: GraphPrefix | LayerPrefix) -> list[Layer]:
+    """Returns the layers that must get `training=False` if only validation is served."""
+    changing = any(map(cached_model.fixed(now).why_not, part.operations))
+    return [cached_model.model, *([cached_model.container] if changing else [])]
 
 
 def _is_row_by_row(operation: Any) -> bool:
-    """True for what is known to treat each image alone, and the same each time: Keras' own layers.
+    """Returns True for Keras' own layers that process each row independently of the batch.
 
-    Not so functions on whole tensors, a Lambda, a layer of the user's, or one along the batch.
+    False for operations that aren't layers, a Lambda, custom layers, and layers over the batch
+    axis.
     """
     axes = keras.tree.flatten(getattr(operation, "axis", None))
     is_plain = is_of_keras(operation) and not isinstance(operation, keras.layers.Lambda)
@@ -175,6 +178,6 @@ def _is_layer(operation: Any) -> bool:
 
 
 def _is_of_keras(model: Model) -> bool:
-    """True if the steps are Keras' own: they call the model once, and read its inputs no more."""
+    """Returns True if the steps are Keras' own, which read the inputs only to call the model."""
     names = ("train_step", "test_step", "compute_loss", "compute_metrics", "__call__")
     return not overridden_methods(model, names)

@@ -1,4 +1,4 @@
-"""The arrays that the steps of a fit read by row number."""
+"""The arrays of a `fit` whose batches hold row numbers instead of rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from keras_freeze.keras_internals.row_number_feed import ArrayFeed, array_feed
 
 
 class Feeds:
-    """Feeds by kind of step: "train" or "test".
+    """One feed (arrays with the numbers of their rows) for each kind of step: "train" or "test".
 
     Args:
-        to_tensor: makes of an array what the model's steps take.
+        to_tensor: converts an array to what the model's steps take.
     """
 
     def __init__(self, to_tensor: Callable[[Any], Any]):
@@ -29,7 +29,7 @@ class Feeds:
         return iter(self.by_kind.values())
 
     def put(self, kind: str, iterator: Any) -> ArrayFeed | None:
-        """Takes the arrays behind an iterator by number; None if it can't be, or is so already."""
+        """Makes an iterator yield row numbers; returns None if it can't or already does."""
         known = self.by_kind.get(kind)
         if known is not None and known.epoch_iterator is iterator:
             return None
@@ -40,20 +40,20 @@ class Feeds:
         return feed
 
     def stop(self, *kinds: str) -> None:
-        """Keras makes the batches again; but for an iterator that runs on."""
+        """Lets Keras make the batches again. An iterator that runs over epochs keeps its feed."""
         for kind in set(kinds).intersection(self.by_kind):
             self.by_kind[kind].put_back()
             if self.by_kind[kind].epoch_iterator.steps_per_epoch is None:
                 del self.by_kind[kind]
 
     def forget(self) -> None:
-        """No row is known any more."""
+        """Marks all rows as unknown."""
         for feed in self.by_kind.values():
             feed.slots.fill(-1)
             feed.is_new.fill(False)
 
     def close(self) -> None:
-        """Gives the iterators back."""
+        """Restores the iterators."""
         for feed in self.by_kind.values():
             feed.put_back()
         self.by_kind.clear()

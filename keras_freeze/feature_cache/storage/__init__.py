@@ -1,1 +1,1 @@
-"""What the cache keeps: rows of features, by key."""
+"""Stores features in memory, one row for each sample, under a hash of the sample."""

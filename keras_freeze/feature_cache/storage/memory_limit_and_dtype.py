@@ -1,4 +1,4 @@
-"""How much memory the cache may take, and in what dtype it keeps features."""
+"""Memory limit and dtype of the cache: argument checks, free memory, bytes of a row."""
 
 from __future__ import annotations
 
@@ -57,23 +57,23 @@ def _parse(text: str) -> int:
 
 
 def check_dtype(dtype: Any) -> str | None:
-    """Returns the name of a dtype that features may be kept in; None = as they are.
+    """Returns the name of the dtype in which features are kept; None = their own dtype.
 
     Raises:
-        CacheError: it is another.
+        CacheError: `dtype` is none of the supported ones.
     """
     name = getattr(dtype, "__name__", None) or getattr(dtype, "name", None) or dtype
     name = str(name).rsplit(".", 1)[-1] if name is not None else None
     if name in DTYPES:
         return name
     raise CacheError(
-        "`dtype` must be None (features are kept as they are), 'float16', 'bfloat16' or 'float32'."
+        "`dtype` must be None (the dtype of the features), 'float16', 'bfloat16' or 'float32'."
         f"{closest(name, [each for each in DTYPES if each])} Received: dtype={dtype!r}"
     )
 
 
 def free_memory() -> int:
-    """Returns the bytes that this process may still take, also within a container's limit."""
+    """Returns the free memory in bytes, within the memory limit of a container (cgroup)."""
     free = int(psutil.virtual_memory().available)
     try:
         limit, use = _GROUP_LIMIT.read_text().strip(), int(_GROUP_USE.read_text())
@@ -83,11 +83,11 @@ def free_memory() -> int:
 
 
 def row_bytes(symbols: Sequence[Any], dtype: Any = None) -> int | None:
-    """Returns the bytes of a row of features; None if a length isn't known beforehand.
+    """Returns the bytes of a row of features; None if a length is unknown.
 
     Args:
-        symbols: symbolic tensors (rows, ...) of what is kept.
-        dtype: in which float features are kept; None = as they are.
+        symbols: symbolic tensors (rows, ...) of the cached features.
+        dtype: dtype in which float features are kept; None = their own.
     """
     if any(None in symbol.shape[1:] for symbol in symbols):
         return None
@@ -102,5 +102,5 @@ def _itemsize(name: str, dtype: Any) -> int:
 
 
 def numpy_dtype(name: str) -> Any:
-    """Returns the dtype of that name; "bfloat16" is one of ml_dtypes, which Keras needs too."""
+    """Returns the NumPy dtype of that name; "bfloat16" comes from ml_dtypes, as in Keras."""
     return np.dtype(getattr(ml_dtypes, name, name))

@@ -1,4 +1,4 @@
-"""Keeps rows of features in memory, in columns, by key."""
+"""Stores rows of features in memory: one column for each cached tensor, rows found by key."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from keras_freeze.feature_cache.storage.row_hashes import Key
 
 Array = np.ndarray[Any, Any]
 Slots = np.ndarray[Any, np.dtype[np.int64]]
-CHUNK = 1 << 24  # bytes of the first chunk, where the number of rows isn't known
+CHUNK = 1 << 24  # bytes of the first chunk if the number of rows is unknown
 
 
 class MemoryStore:
-    """Rows in chunks that are never moved: pages of them that weren't written take no memory.
+    """Stores rows in chunks. Chunks are never moved, and unused parts of them take no memory.
 
     Args:
-        max_bytes: rows that would take more aren't added.
-        rows: how many are expected, if that is known.
+        max_bytes: memory limit; rows beyond it aren't stored.
+        rows: number of rows that are expected, if known.
     """
 
     def __init__(self, max_bytes: int, rows: int | None = None):
@@ -29,10 +29,10 @@ class MemoryStore:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all rows and columns."""
         self.slots: dict[Key, int] = {}
         self.columns: dict[str, list[Array]] = {}
-        self.starts: list[int] = []  # of the chunks; then the capacity
+        self.starts: list[int] = []  # first row of each chunk; then the capacity
         self.bytes_per_row = 0
 
     @property
@@ -41,27 +41,27 @@ class MemoryStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows that are kept."""
+        """Bytes of the stored rows."""
         return self.rows * self.bytes_per_row
 
     @property
     def room(self) -> int:
-        """How many more rows there is room for; 0 as long as no row is known."""
+        """Number of rows that can still be stored; 0 before the first row is stored."""
         if not self.bytes_per_row:
             return 0
         return max(0, (self.max_bytes - self.nbytes) // self.bytes_per_row)
 
     def find(self, keys: Iterable[Key]) -> Slots:
-        """Returns the slot of each key, -1 where there is none."""
+        """Returns the slot (row number in the store) of each key; -1 for an unknown key."""
         slots = self.slots
         return np.array([slots.get(key, -1) for key in keys], np.int64)
 
     def add(self, keys: list[Key], columns: dict[str, Array]) -> int:
-        """Keeps rows that aren't kept yet; returns how many found room.
+        """Stores new rows; returns how many were stored before the memory limit.
 
         Args:
-            keys: of the rows, all different.
-            columns: arrays (rows, ...), always of the same names, shapes and dtypes.
+            keys: keys of the rows, all different.
+            columns: arrays (rows, ...), with the same names, row shapes and dtypes in each call.
         """
         if not self.columns:
             self.columns = {name: [] for name in columns}
@@ -89,7 +89,7 @@ class MemoryStore:
         self.starts = [*(self.starts or [0]), start + rows]
 
     def take(self, column: str, slots: Slots) -> Array:
-        """Returns the rows of a column, (len(slots), ...)."""
+        """Returns rows of a column, as an array (len(slots), ...)."""
         chunks = self.columns[column]
         if len(chunks) == 1:
             return chunks[0].take(slots, axis=0)
@@ -100,7 +100,7 @@ class MemoryStore:
         return out
 
     def keep_only(self, columns: Iterable[str]) -> None:
-        """Gives the memory of all other columns back."""
+        """Frees the memory of all other columns."""
         kept = set(columns)
         self.columns = {name: chunks for name, chunks in self.columns.items() if name in kept}
         self.bytes_per_row = sum(_row_bytes(chunks[0]) for chunks in self.columns.values())

@@ -1,4 +1,4 @@
-"""Keys of rows: the xxh3_128 hash of what is in them, so order and repeats don't matter."""
+"""Hashes rows and weights (xxh3_128). A row's hash is its key in the cache, whatever the order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Key = bytes
 
 
 def row_keys(arrays: list[Array]) -> list[Key]:
-    """Returns a key for each row of arrays whose rows belong together.
+    """Returns a key for each row; row i consists of row i of each array.
 
     Args:
-        arrays: each (rows, ...), of any numeric dtype. Shape and dtype of a row count as content.
+        arrays: each (rows, ...), of any numeric dtype. The key depends on shape and dtype too.
 
     Raises:
         NotCacheableError: an array holds Python objects or strings, or has no rows.
@@ -33,7 +33,7 @@ def row_keys(arrays: list[Array]) -> list[Key]:
 
 
 def _bytes_of(array: Array) -> tuple[memoryview, int]:
-    """All bytes of an array, and how many of them a row has."""
+    """Returns all bytes of an array, and the number of bytes of a row."""
     numeric = array.dtype.kind in "biufc" or array.dtype.name.startswith(("bfloat", "float8"))
     if not numeric or array.ndim == 0:
         raise NotCacheableError(
@@ -52,13 +52,13 @@ def _key_of_parts(views: list[tuple[memoryview, int]], row: int, seed: int) -> K
 
 
 def stride(size: int) -> int:
-    """Returns the distance of the elements, at most 2 million, by which an array is told apart."""
+    """Returns the step between the elements that `fingerprint` hashes: at most 2 million."""
     return max(1, size >> 20)
 
 
 def fingerprint(elements: Array) -> Key:
-    """Returns a hash of elements of an array."""
+    """Returns a hash of the elements of an array."""
     flat = np.ascontiguousarray(elements).reshape(-1)
-    # A dtype that isn't NumPy's own, like bfloat16, has no buffer.
+    # A dtype from outside NumPy, such as bfloat16, has no buffer.
     raw = flat if flat.dtype.isbuiltin == 1 else flat.view(np.uint8)
     return xxhash.xxh3_128_digest(raw.data)

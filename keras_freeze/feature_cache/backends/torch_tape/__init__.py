@@ -1,1 +1,1 @@
-"""On PyTorch: the operations that a prefix calls, recorded once and played for each batch."""
+"""On PyTorch: records the operations of the frozen layers once, and replays them for batches."""

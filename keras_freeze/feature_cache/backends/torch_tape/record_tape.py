@@ -1,8 +1,9 @@
-"""Records the tape of a function: below autograd, where PyTorch calls its kernels.
+"""Records the PyTorch operations of a function as a tape, below autograd.
 
-Of an idea with `torch.fx.experimental`'s `make_fx`, which takes longer than a small prefix runs.
+This is the idea of `make_fx` in `torch.fx.experimental`, which takes longer to trace than a small
+model takes to run.
 
-Names that aren't public were tried on PyTorch 2.13: `torch.utils._python_dispatch`,
+These names aren't public and were tested on PyTorch 2.13: `torch.utils._python_dispatch`,
 `torch.utils.weak`, `OpOverload._schema`.
 """
 
@@ -30,15 +31,15 @@ from keras_freeze.graph.layer_calls import version_of
 
 
 def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Any, Tape | None]:
-    """Calls a function of tensors; returns what it gives, and its tape.
+    """Calls a function of tensors; returns its result, and its tape.
 
-    None for a tape if to run the operations again wouldn't be the same as to run the code again: it
-    draws random numbers, asks for the values of a tensor, or changes one that isn't its own, be it
-    what it was called with.
+    The tape is None if replaying it could differ from calling the function: if the function draws
+    random numbers, reads the values of a tensor, or changes a tensor that it didn't make, such as
+    an argument.
 
     Args:
         function: returns tensors, alone or in lists, tuples and dicts.
-        tensors: what it is called with.
+        tensors: the arguments of the function.
     """
     recorder, before = _Recorder(tensors), [version_of(tensor) for tensor in tensors]
     with recorder:
@@ -52,12 +53,12 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Any
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down what is called within it."""
+    """Records the operations that are called within it."""
 
     def __init__(self, tensors: Sequence[Tensor]):
         super().__init__()
         self.operations: list[Operation] = []
-        self.numbers = WeakTensorKeyDictionary()  # weak: tensors go as they do without it
+        self.numbers = WeakTensorKeyDictionary()  # weak, so that tensors are freed as usual
         self.shared: set[Number] = set()
         self.count = 0
         self.is_repeatable = True
@@ -70,7 +71,7 @@ class _Recorder(TorchDispatchMode):
         return int(self.numbers[tensor])
 
     def with_slots(self, structure: Any, found: set[Number]) -> Any:
-        """Returns a structure with slots for the tensors of the tape; adds their numbers."""
+        """Returns a structure with slots for recorded tensors; adds their numbers to `found`."""
         if isinstance(structure, torch.Tensor) and structure in self.numbers:
             found.add(self.numbers[structure])
             return Slot(self.numbers[structure])
@@ -104,13 +105,13 @@ class _Recorder(TorchDispatchMode):
         draws = torch.Tag.nondeterministic_seeded in function.tags
         reads_values = torch.Tag.data_dependent_output in function.tags
         own = [self.numbers.get(tensor) for tensor in changed]
-        # What is computed once for all batches must not be changed by one of them.
+        # A tensor that is computed once for all batches must not be changed by one of them.
         apart = is_shared or not self.shared.intersection(own)
         return apart and None not in own and not draws and not reads_values
 
 
 def _changed(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """The tensors that a call changes in place."""
+    """Yields the tensors that a call changes in place."""
     for place, argument in enumerate(function._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[place] if place < len(args) else kwargs.get(argument.name)

@@ -1,4 +1,4 @@
-"""Operations of a tape that needn't run."""
+"""Removes operations from a tape (recorded PyTorch operations) whose results aren't needed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PURE = (torch.ops.aten.convolution.default, torch.ops.aten.constant_pad_nd.defau
 
 
 def without_unread(operations: Sequence[Operation], kept: set[Number]) -> list[Operation]:
-    """Leaves out what no one reads.
+    """Removes operations whose results nothing reads.
 
     Args:
-        operations: in order.
-        kept: the numbers of what the function returns.
+        operations: the operations in order.
+        kept: the numbers of the tensors that the function returns.
     """
     wanted, left = set(kept), []
     for one in reversed(operations):
@@ -31,14 +31,14 @@ def without_unread(operations: Sequence[Operation], kept: set[Number]) -> list[O
 
 
 def without_copies_of_copies(operations: Sequence[Operation], kept: set[Number]) -> list[Operation]:
-    """Lets convolutions read what a copy of a copy was made of, where that has the same strides.
+    """Lets convolutions read the original tensor in place of a copy of its copy.
 
-    In front of each convolution Keras 3.15 copies its input from "channels last" to "channels
-    first" in memory, and that copy back.
+    Before each convolution, Keras 3.15 copies its input from "channels last" to "channels first" in
+    memory, and back again. Copies with other strides than the original stay.
 
     Args:
-        operations: in order.
-        kept: the numbers of what the function returns.
+        operations: the operations in order.
+        kept: the numbers of the tensors that the function returns.
     """
     makers: dict[Number, int] = {}
     users: dict[Number, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Runs the prefix from its tape, once that has shown that it gives the same."""
+"""Replays recorded PyTorch operations (a tape) after a check that the results are the same."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ Features = dict[str, Tensor]
 
 
 class Replay:
-    """A function of the tensors of a batch.
+    """Runs a function of a batch's tensors from its tape.
 
-    The first batch is recorded. The second one is computed both ways, and if a bit or the order in
-    memory differs, the tape is never used.
+    The first batch is recorded. The second one is computed both ways; if values or memory order
+    differ at all, the tape is never used.
 
     Args:
-        function: returns features.
+        function: returns the features of a batch.
     """
 
     def __init__(self, function: Callable[..., Features]):
         self.function = function
         self.tape: Tape | None = None
-        self.is_plain = False  # the code itself is run
+        self.is_plain = False  # True: call the function, without a tape
         self.is_proven = False
 
     def run(self, batches: Sequence[Sequence[Tensor]]) -> list[Features]:
         """Returns the features of each batch.
 
         Args:
-            batches: of the same shapes, strides, dtypes and devices in each call.
+            batches: the tensors of each batch; the same shapes, strides, dtypes and devices in
+                each call.
         """
         first, rest = [], list(batches)
         if self.tape is None and not self.is_plain:

@@ -1,8 +1,8 @@
-"""A function of tensors as the operations of PyTorch that it calls.
+"""A tape: the PyTorch operations that a function of tensors calls, recorded to run again.
 
-Running these alone skips all that is around them: a layer of Keras takes longer to call than many a
-convolution to run. They are the same kernels on tensors of the same shape and layout, so the bits
-are the same. JAX and TensorFlow do this by tracing.
+Replaying them saves the time of Keras' layer calls, each of which may take longer than a
+convolution. The kernels, shapes and memory layouts are the same, so results are equal bit by bit.
+JAX and TensorFlow do the same by tracing.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from dataclasses import dataclass
 from typing import Any
 
 Tensor = Any
-Number = int  # of a tensor on the tape
+Number = int  # number of a tensor on the tape
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Stands for a tensor of the tape."""
+    """A placeholder for a tensor of the tape."""
 
     number: Number
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A call of PyTorch.
+    """A call of a PyTorch operation.
 
     Attributes:
-        function: what is called.
-        args: with slots for tensors of the tape.
-        kwargs: likewise.
-        reads: the numbers of these tensors.
-        gives: of the tensors that it returns; None for what isn't one.
-        is_shared: whether it does the same for each batch: it depends on weights alone.
+        function: the operation.
+        args: its arguments, with slots for tensors of the tape.
+        kwargs: its keyword arguments, likewise.
+        reads: the numbers of the tensors in the arguments.
+        gives: the numbers of the tensors that it returns; None for other results.
+        is_shared: whether its result is the same for each batch: it depends on weights only.
         changes: whether it changes an argument in place.
-        strides: of the tensor that it returns; None if it isn't one.
+        strides: the strides of the tensor that it returns; None for other results.
     """
 
     function: Callable[..., Any]
@@ -48,16 +48,16 @@ class Operation:
 
 
 class Tape:
-    """Runs operations again, for several batches side by side.
+    """Replays operations for several batches at once.
 
-    Operation by operation: what depends on weights alone, as the kernels that Keras turns around in
-    each call, then runs once for all.
+    Each operation runs for all batches before the next one. An operation on weights only, as the
+    transposition of a kernel, runs once for all batches.
 
     Args:
-        operations: in order.
-        inputs: the numbers of the tensors that the function takes.
-        outputs: what it returns, with slots.
-        kept: the numbers of these.
+        operations: the operations in order.
+        inputs: the numbers of the function's arguments.
+        outputs: the function's result, with slots for tensors.
+        kept: the numbers of the tensors in the result.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Tape:
                 self.done[place].append(number)
 
     def run(self, batches: Sequence[Sequence[Tensor]]) -> list[Any]:
-        """Returns what the function returns for each batch.
+        """Returns the function's result for each batch.
 
         Args:
-            batches: the tensors of each, of the shapes that were recorded.
+            batches: the tensors of each batch, with the recorded shapes.
         """
         values = [dict(zip(self.inputs, batch, strict=True)) for batch in batches]
         for one, done in zip(self.operations, self.done, strict=True):
@@ -96,9 +96,9 @@ class Tape:
 
 
 def filled(structure: Any, known: dict[Number, Tensor]) -> Any:
-    """Returns a structure with tensors for its slots.
+    """Returns a structure with tensors in place of its slots.
 
-    Not by `keras.tree`: this runs for each operation, and that takes longer than many of them.
+    `keras.tree` would take longer than many of the operations for which this runs.
     """
     if isinstance(structure, Slot):
         return known[structure.number]
