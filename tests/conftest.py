@@ -26,7 +26,10 @@ settings.register_profile(
     "quick", derandomize=True, deadline=None, suppress_health_check=SLOW, max_examples=25
 )
 settings.register_profile("search", deadline=None, suppress_health_check=SLOW, max_examples=200)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+# What hypothesis looks for hardly ever depends on the backend: PyTorch, which compiles nothing,
+# tries the most examples.
+DEFAULT = "ci" if os.environ["KERAS_BACKEND"] == "torch" else "quick"
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", DEFAULT))
 
 
 @pytest.fixture(autouse=True)
