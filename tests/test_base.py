@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, LayerMatchError, freeze
-from keras_freeze.graph.base import find_base
+from keras_freeze.graph.find_base import find_base
 from tests import builders as B
 
 L = keras.layers

@@ -11,8 +11,8 @@ import pytest
 
 from keras_freeze import Schedule, select_layers
 from keras_freeze.fit_engine.learning_rate_multipliers import depths_in
-from keras_freeze.graph.base import Base
 from keras_freeze.graph.block_boundaries import block_starts, weighted_blocks
+from keras_freeze.graph.find_base import Base
 from keras_freeze.graph.layer_tree import LayerTree, own_variables
 from keras_freeze.graph.selector_scope import Scope
 from tests.builders import L

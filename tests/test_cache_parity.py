@@ -19,7 +19,7 @@ from keras_freeze import (
     RecompileOnTrainableChange,
     Stage,
 )
-from keras_freeze.feature_cache.serving import batch_features
+from keras_freeze.feature_cache.serving import get_or_compute_features
 from tests import builders
 from tests.builders import BACKEND, L
 from tests.reference.cached import Run, X, Y, check, compare
@@ -281,7 +281,7 @@ IN_ORDER: dict[str, Run] = {
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_rows_in_plain_order(name: str, monkeypatch: Any):
     """They skip Keras' loader, and several batches of the prefix run at once."""
-    monkeypatch.setattr(batch_features, "AT_ONCE", 3)
+    monkeypatch.setattr(get_or_compute_features, "AT_ONCE", 3)
     run = IN_ORDER[name]
     run.options = PLAIN | run.options
     run.traced = name in ("partial last batch", "several outputs", "rows twice")
@@ -293,7 +293,7 @@ def test_rows_in_plain_order(name: str, monkeypatch: Any):
 @pytest.mark.parametrize("at_once", [1, 2, 4])
 def test_batches_of_the_prefix_that_run_at_once(at_once: int, monkeypatch: Any):
     """Shuffled rows: those that are computed ahead come in any later batch."""
-    monkeypatch.setattr(batch_features, "AT_ONCE", at_once)
+    monkeypatch.setattr(get_or_compute_features, "AT_ONCE", at_once)
     stats = check(Run(stages=STAGES, options={"validation_data": VAL}, traced=True))
     assert stats.hits + stats.misses == 5 * 44
     assert stats.misses == 44
@@ -323,7 +323,7 @@ def test_a_run_that_begins_late():
 @pytest.mark.parametrize("rows", [17, 20, 31])
 def test_a_last_batch_of_the_prefix_that_is_not_full(rows: int, monkeypatch: Any):
     """Shuffled: what is computed ahead runs out before the epoch does."""
-    monkeypatch.setattr(batch_features, "AT_ONCE", 2)
+    monkeypatch.setattr(get_or_compute_features, "AT_ONCE", 2)
     data = builders.data(rows)
     check(Run(data=lambda: data, traced=True), exact=False)
 

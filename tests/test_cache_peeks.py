@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from keras_freeze import BottleneckCache, FreezeBase
-from keras_freeze.feature_cache.serving import batch_features
+from keras_freeze.feature_cache.serving import get_or_compute_features
 from keras_freeze.keras_internals import callbacks_of_fit
 from tests import builders
 from tests.builders import BACKEND, L
@@ -28,7 +28,7 @@ VAL = builders.data(16, seed=5)  # full batches: TensorFlow rounds partial ones 
 @pytest.fixture(autouse=True)
 def _one_batch_at_once(monkeypatch: pytest.MonkeyPatch):
     """TensorFlow rounds larger batches of the prefix otherwise on some CPUs."""
-    monkeypatch.setattr(batch_features, "AT_ONCE", 1)
+    monkeypatch.setattr(get_or_compute_features, "AT_ONCE", 1)
 
 
 def over(kind: Any) -> Any:

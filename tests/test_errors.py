@@ -22,7 +22,7 @@ from keras_freeze import (
     select_layers,
     unfreeze,
 )
-from keras_freeze.graph.base import find_base
+from keras_freeze.graph.find_base import find_base
 from tests import builders as B
 
 L = keras.layers

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_freeze import FreezeBase, LayerMatchError
-from keras_freeze.graph.base import find_base
+from keras_freeze.graph.find_base import find_base
 from tests import builders as B
 
 L = keras.layers

@@ -14,7 +14,7 @@ import pytest
 
 from keras_freeze import FreezeBase, GradualUnfreeze, Plateau, Schedule, ScheduleError, Stage
 from keras_freeze.fit_engine.learning_rate_multipliers import depths_in
-from keras_freeze.graph.base import find_base
+from keras_freeze.graph.find_base import find_base
 from keras_freeze.graph.layer_tree import own_variables
 from tests import builders
 from tests.builders import L

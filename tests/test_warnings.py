@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import keras_freeze
-from keras_freeze.keras_internals.variable_values import to_numpy
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 
 HOME = Path(keras_freeze.__file__).parent
 KINDS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")

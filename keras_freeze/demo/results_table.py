@@ -1,4 +1,4 @@
-"""Puts the demo's results into a table, and says how far one fit's losses are from two fits'."""
+"""Formats the demo's results as a table, and compares the losses of one `fit` and of two."""
 
 from collections.abc import Sequence
 from statistics import mean, median

@@ -20,13 +20,13 @@ from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
-from keras_freeze.feature_cache.serving.add_features import FeatureAdder
-from keras_freeze.feature_cache.serving.batch_features import BatchFeatures
+from keras_freeze.feature_cache.serving.add_features_to_batch import FeatureAdder
+from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
+from keras_freeze.feature_cache.serving.row_number_feeds_of_fit import Feeds
 from keras_freeze.feature_cache.serving.stage_server import StageServer
-from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory, row_bytes
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
-from keras_freeze.keras_internals.row_number_feed import restored
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import restored
 from keras_freeze.keras_internals.temporary_attributes import attributes
 
 Batch = Any

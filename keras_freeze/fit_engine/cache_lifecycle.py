@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.display.printed_lines import first_pass_line, pass_line
+from keras_freeze.display.format_lines import first_pass_line, pass_line
 from keras_freeze.errors import LayerMatchError
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import numpy_dtype
 from keras_freeze.fit_engine.trainable_plan import Plan
-from keras_freeze.graph.base import find_base
+from keras_freeze.graph.find_base import find_base
 from keras_freeze.graph.layer_tree import Layer, own_variables
 from keras_freeze.keras_internals import callbacks_of_fit
-from keras_freeze.keras_internals.guarded_step_functions import GuardedStep, ServedTest
+from keras_freeze.keras_internals.replace_step_functions import GuardedStep, ServedTest
 from keras_freeze.keras_internals.trainable_flags import flags_now
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from keras_freeze.fit_engine.trainable_plan import Plan
-from keras_freeze.graph.base import Base
 from keras_freeze.graph.block_boundaries import weighted_blocks
+from keras_freeze.graph.find_base import Base
 from keras_freeze.graph.layer_tree import own_variables
 from keras_freeze.keras_internals.apply_learning_rate_multipliers import FULL, Multiplier
 from keras_freeze.schedule.stage import Stage

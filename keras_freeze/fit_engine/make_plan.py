@@ -11,7 +11,7 @@ from keras_freeze.fit_engine.plan_checks import (
     warn_of_unreached,
 )
 from keras_freeze.fit_engine.trainable_plan import Plan
-from keras_freeze.graph.base import Base, find_base
+from keras_freeze.graph.find_base import Base, find_base
 from keras_freeze.graph.layer_tree import Layer, LayerTree, adapters
 from keras_freeze.graph.selector_hints import LORA
 from keras_freeze.graph.selector_scope import Scope

@@ -14,7 +14,7 @@ from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.keras_internals import learning_rates, step_functions
-from keras_freeze.keras_internals.guarded_step_functions import GuardedStep
+from keras_freeze.keras_internals.replace_step_functions import GuardedStep
 from keras_freeze.keras_internals.trainable_flags import (
     apply_flags,
     differ,

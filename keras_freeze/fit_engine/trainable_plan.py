@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_freeze.graph.base import Base
+from keras_freeze.graph.find_base import Base
 from keras_freeze.graph.layer_tree import Layer, LayerTree, adapters
 from keras_freeze.keras_internals.trainable_flags import (
     trained,

@@ -1,4 +1,4 @@
-"""Finds which tensors tie the layer calls of a graph together into blocks, and up to which call.
+"""Finds the tensors, such as skip connections, that hold several layer calls in one block.
 
 A tensor ties the call that makes it to the calls that read it: a skip connection holds its block
 together. Two kinds of tensors don't tie:

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import ScheduleError
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.keras_internals.optimizer_rebuild import hold, leaves
-from keras_freeze.keras_internals.variable_values import to_numpy
 
 Optimizer = Any
 Rate = Any  # a float, a LearningRateSchedule or a callable

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from keras_freeze.keras_internals import variable_ages
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.keras_internals.optimizer_rebuild import leaves
 from keras_freeze.keras_internals.step_functions import sync
-from keras_freeze.keras_internals.variable_values import to_numpy
 
 Model = Any
 Variable = Any

@@ -30,8 +30,8 @@ from keras_freeze.keras_internals.apply_learning_rate_multipliers import (
     decay_weights,
     multiplied,
 )
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.keras_internals.temporary_attributes import Patch, attribute
-from keras_freeze.keras_internals.variable_values import to_numpy
 
 Optimizer = Any
 Variable = Any

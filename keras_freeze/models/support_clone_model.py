@@ -16,7 +16,7 @@ import keras
 
 from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
 from keras_freeze.graph.layer_tree import Layer
-from keras_freeze.keras_internals.variable_values import to_numpy
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.models import serialized_settings
 from keras_freeze.schedule.schedule import Schedule
 

@@ -14,7 +14,7 @@ from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 from keras_freeze.graph.layer_tree import Layer, LayerTree
 from keras_freeze.graph.selector_scope import Scope
 from keras_freeze.graph.selectors import select
-from keras_freeze.models import base_and_head, serialized_settings, support_clone_model
+from keras_freeze.models import join_base_and_head, serialized_settings, support_clone_model
 from keras_freeze.models.added_callbacks import add_ours
 from keras_freeze.models.support_clone_model import CompileConfig, Setup
 from keras_freeze.schedule.schedule import Schedule
@@ -91,11 +91,11 @@ class TransferModel(keras.Model):
             super().__init__(base, head, name=name)
             self._set_up(Setup())
             return
-        base_and_head.check_base(base)
-        before = [] if augment is None else base_and_head.read_layers("augment", augment)
+        join_base_and_head.check_base(base)
+        before = [] if augment is None else join_base_and_head.read_layers("augment", augment)
         stages = None if schedule is None else Schedule(schedule)
         cached = serialized_settings.read_cache(cache, before)
-        inputs, outputs, behind = base_and_head.join(base, head, before)
+        inputs, outputs, behind = join_base_and_head.join(base, head, before)
         super().__init__(inputs, outputs, name=name)
         follows = serialized_settings.follows_fit(cache)
         self._set_up(Setup(base, behind, before, stages, cached, follows))

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.display.printed_lines import shorten
+from keras_freeze.display.format_lines import shorten
 from keras_freeze.errors import FreezeError, ScheduleError
 from keras_freeze.feature_cache.cutting.choose_cached_part import ChosenCut, choose, symbols_of
 from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags

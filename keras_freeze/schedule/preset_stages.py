@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import ScheduleError
-from keras_freeze.graph.base import Base, find_base
 from keras_freeze.graph.block_boundaries import weighted_blocks
+from keras_freeze.graph.find_base import Base, find_base
 from keras_freeze.graph.layer_tree import Layer, LayerTree, count_params, own_variables
 from keras_freeze.graph.selector_scope import Scope
 from keras_freeze.schedule.plateau import Plateau

@@ -14,7 +14,7 @@ import numpy as np
 from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, moved
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
-from keras_freeze.keras_internals.row_number_feed import numbered
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import numbered
 from keras_freeze.keras_internals.temporary_attributes import Patch, attributes
 
 Batch = Any

@@ -13,8 +13,8 @@ import torch
 from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, drawn
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
-from keras_freeze.keras_internals import variable_values
-from keras_freeze.keras_internals.row_number_feed import numbered
+from keras_freeze.keras_internals import copy_to_numpy
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import numbered
 from keras_freeze.keras_internals.temporary_attributes import Patch, attributes
 
 Batch = Any
@@ -135,7 +135,7 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     if not isinstance(tensor, torch.Tensor):
         return np.asarray(tensor)
     if tensor.dtype == torch.bfloat16:
-        return variable_values.to_numpy(tensor)
+        return copy_to_numpy.to_numpy(tensor)
     array: np.ndarray[Any, Any] = tensor.detach().cpu().numpy()
     return array
 

@@ -1,4 +1,4 @@
-"""The functions of a backend module that rows and checks use, as a type."""
+"""The functions that each `on_<backend>` module has, as far as others use them, as a type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks within `fit` that cached features are still correct and often found again."""
+"""Checks within `fit` that cached features are still correct, and that there are enough hits."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from keras_freeze.feature_cache.backends.protocol import Backend
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, moved
 from keras_freeze.feature_cache.storage.row_hashes import Key, row_keys
 from keras_freeze.graph.layer_tree import Layer, own_states, seed_states
-from keras_freeze.keras_internals.row_number_feed import ArrayFeed
-from keras_freeze.keras_internals.variable_values import to_numpy
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import ArrayFeed
 
 Array = np.ndarray[Any, Any]
 CHECKED = 2  # rows computed again in each epoch

@@ -1,4 +1,4 @@
-"""Finds what a stage caches for itself and for the stages after it."""
+"""Finds what a stage caches: its own cut, and what later stages will take from the same rows."""
 
 from __future__ import annotations
 

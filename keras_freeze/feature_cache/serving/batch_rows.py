@@ -10,7 +10,7 @@ import numpy as np
 from keras_freeze.feature_cache.backends.protocol import Backend
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore, Slots
 from keras_freeze.feature_cache.storage.row_hashes import Key, row_keys
-from keras_freeze.keras_internals.row_number_feed import ArrayFeed
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import ArrayFeed
 
 Array = np.ndarray[Any, Any]
 Positions = Array  # positions of rows within a batch

@@ -1,4 +1,4 @@
-"""Reads and writes JSON, TOML and YAML, with the line of each value for error messages."""
+"""Reads and writes JSON and TOML, and lists the formats; each value keeps its line for errors."""
 
 from __future__ import annotations
 

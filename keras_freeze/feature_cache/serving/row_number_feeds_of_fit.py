@@ -1,11 +1,11 @@
-"""The arrays of a `fit` whose batches hold row numbers instead of rows."""
+"""Holds the training and the validation arrays that steps read by row number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from keras_freeze.keras_internals.row_number_feed import ArrayFeed, array_feed
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import ArrayFeed, array_feed
 
 
 class Feeds:

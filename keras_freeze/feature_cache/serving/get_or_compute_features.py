@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.display.printed_lines import readable
+from keras_freeze.display.format_lines import readable
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks, agree
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, tell

@@ -23,7 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.keras_internals.variable_values import to_numpy
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 
 Array = np.ndarray[Any, Any]
 Batch = Any

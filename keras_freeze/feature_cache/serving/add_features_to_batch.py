@@ -1,4 +1,4 @@
-"""Adds the cached features of its rows to a batch, for a step that doesn't run the base."""
+"""Adds to a batch the cached features of its rows, for a step that doesn't run the base."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import keras
 
-from keras_freeze.feature_cache.serving.batch_features import BatchFeatures
 from keras_freeze.feature_cache.serving.batch_rows import HashedRows, NumberedRows, Rows
+from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
+from keras_freeze.feature_cache.serving.row_number_feeds_of_fit import Feeds
 from keras_freeze.feature_cache.serving.stage_server import StageServer
-from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
-from keras_freeze.keras_internals.row_number_feed import Numbers
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import Numbers
 
 Batch = Any
 
