@@ -73,7 +73,7 @@ class CacheError(FreezeError):
         >>> BottleneckCache(dtype="float8")
         Traceback (most recent call last):
         ...
-        keras_freeze.errors.CacheError: `dtype` must be None (features are kept as they are), \
+        keras_freeze.errors.CacheError: `dtype` must be None (the dtype of the features), \
 'float16', 'bfloat16' or 'float32'. Did you mean 'float32'? Received: dtype='float8'
     """
 
