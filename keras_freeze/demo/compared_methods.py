@@ -19,8 +19,8 @@ from keras_freeze.demo.few_labels_task import CLASSES, Examples
 
 History: TypeAlias = dict[str, list[float]]
 
-EPOCHS = 16
-FINE_TUNE_AT = 10
+EPOCHS = 12
+FINE_TUNE_AT = 8
 HEAD_RATE = 3e-3
 FINE_TUNE_RATE = 3e-4
 LOSS = "sparse_categorical_crossentropy"
