@@ -83,7 +83,7 @@ def _check(seeds: int, output: str | Path) -> Path:
 
 
 def _preview(plan: Schedule) -> Any:
-    # Raises where the schedule can't be meant.
+    # Raises an error if the schedule is invalid.
     layers = [build_base(), keras.layers.Flatten(), keras.layers.Dense(CLASSES, "softmax")]
     model = keras.Sequential(layers)
     model.compile(keras.optimizers.Adam(HEAD_RATE), LOSS)
