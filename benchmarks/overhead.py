@@ -22,7 +22,6 @@ import argparse
 import functools
 import json
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -33,10 +32,11 @@ from unittest import mock
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
+from machine import machine
 
 from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
 from keras_freeze.fit_engine.first_and_last_callbacks import First, Last
-from keras_freeze.keras_internals.step_functions import GuardedStep
+from keras_freeze.keras_internals.replace_step_functions import GuardedStep
 
 NEVER = 10**6
 
@@ -206,17 +206,6 @@ def summary(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return {"median": middle, "low": low, "high": high}
-
-
-def machine() -> dict[str, object]:
-    """Where the figures come from."""
-    return {
-        "backend": keras.backend.backend(),
-        "keras": keras.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
 
 
 def run(repeats: int, small: bool) -> dict[str, object]:

@@ -28,7 +28,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
+from machine import machine
 
 from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze
 
@@ -248,26 +248,6 @@ def measure(work: Workload, repeats: int, names: list[str], once: list[str]) -> 
 def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
     """The largest difference of any loss or accuracy of any epoch."""
     return max(float(np.abs(np.subtract(a[key], b[key])).max()) for key in a)
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures come from."""
-    return {
-        "backend": keras.backend.backend(),
-        "keras": keras.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "device": device(),
-    }
-
-
-def device() -> str:
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return str(jax.devices()[0])
-    return str(getattr(keras.ops.zeros(()), "device", "cpu"))
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -75,9 +77,42 @@ class Subclassed(keras.Model):
 
 
 def subclassed(extras: bool = False) -> keras.Model:
-    model = Subclassed(extras)
-    model(np.zeros((1, 6), "float32"))
-    return model
+    return called_once(lambda: Subclassed(extras))()
+
+
+class BaseAndHead(keras.Model):
+    """A subclassed model without a `training` argument, for steps of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = functional_base()
+        self.head = L.Dense(1, name="head")
+
+    def call(self, inputs):
+        return self.head(self.base(inputs))
+
+
+def called_once(make: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
+    """Builds a subclassed model by a call on one row."""
+
+    def built() -> keras.Model:
+        model = make()
+        model(np.zeros((1, 6), "float32"))
+        return model
+
+    return built
+
+
+class Block(L.Layer):
+    """A layer with a weight of its own and a layer inside."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+        self.inner = L.Dense(4, name="inner")
+        self.inner.build(shape)
+
+    def call(self, inputs):
+        return self.inner(inputs) * self.scale
 
 
 def shared(extras: bool = False) -> keras.Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import tempfile
@@ -23,13 +24,18 @@ from hypothesis import HealthCheck, settings
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=SLOW)
 settings.register_profile(
-    "quick", derandomize=True, deadline=None, suppress_health_check=SLOW, max_examples=25
+    "quick", derandomize=True, deadline=None, suppress_health_check=SLOW, max_examples=10
 )
 settings.register_profile("search", deadline=None, suppress_health_check=SLOW, max_examples=200)
 # What hypothesis looks for hardly ever depends on the backend: PyTorch, which compiles nothing,
 # tries the most examples.
 DEFAULT = "ci" if os.environ["KERAS_BACKEND"] == "torch" else "quick"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", DEFAULT))
+
+# What the imports made lives as long as the process. Left out of it, a collection takes a tenth of
+# the time, and `keras.backend.clear_session` asks for one.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)

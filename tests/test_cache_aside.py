@@ -408,24 +408,11 @@ class Flipping(keras.Model):
     ("make", "reason"), [(Prompted, "weights of its own"), (Flipping, "changes in each step")]
 )
 def test_what_a_subclassed_model_does_itself(make: Any, reason: str):
-    def built() -> keras.Model:
-        model = make()
-        model(np.zeros((1, 6), "float32"))
-        return model
-
-    check_aside(Run(built, traced=True), reason)
+    check_aside(Run(builders.called_once(make), traced=True), reason)
 
 
-class BaseAlone(keras.Model):
+class BaseAlone(builders.BaseAndHead):
     """A train step that never calls the model, only its layers, on other inputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.base = builders.functional_base()
-        self.head = L.Dense(1, name="head")
-
-    def call(self, inputs):
-        return self.head(self.base(inputs))
 
     def train_step(self, *arguments):
         *state, (x, y) = arguments
@@ -479,12 +466,7 @@ class InPlace(BaseAlone):
 
 
 def test_a_step_that_never_calls_the_model():
-    def built() -> keras.Model:
-        model = BaseAlone()
-        model(np.zeros((1, 6), "float32"))
-        return model
-
-    check_aside(Run(built, options={"shuffle": False}), "doesn't call")
+    check_aside(Run(builders.called_once(BaseAlone), options={"shuffle": False}), "doesn't call")
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch's tensors can be changed in place")

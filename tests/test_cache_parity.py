@@ -374,30 +374,16 @@ def test_random_masks_behind_the_cut():
     check(Run(sequences, traced=True))
 
 
-class OwnBaseCall(keras.Model):
+class OwnBaseCall(builders.BaseAndHead):
     """A train step that calls the base itself, on other inputs, before the model."""
-
-    def __init__(self):
-        super().__init__()
-        self.base = builders.functional_base()
-        self.head = L.Dense(1, name="head")
-
-    def call(self, inputs):
-        return self.head(self.base(inputs))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         again = keras.ops.mean(self.base(x * 0.5))
         return super().compute_loss(x, y, y_pred + again, sample_weight, training=training)
 
 
-def own_base_call() -> keras.Model:
-    model = OwnBaseCall()
-    model(np.zeros((1, 6), "float32"))
-    return model
-
-
 def test_a_step_that_calls_the_base_itself():
-    check(Run(own_base_call, traced=True))
+    check(Run(builders.called_once(OwnBaseCall), traced=True))
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")
@@ -438,25 +424,14 @@ def twice() -> keras.Model:
     return Twice(inputs, L.Dense(1, name="head")(builders.functional_base()(inputs)))
 
 
-class Siamese(keras.Model):
+class Siamese(builders.BaseAndHead):
     """Code that calls its base twice: only the first call can be served."""
-
-    def __init__(self):
-        super().__init__()
-        self.base = builders.functional_base()
-        self.head = L.Dense(1, name="head")
 
     def call(self, inputs):
         return self.head(self.base(inputs) - self.base(-inputs))
 
 
-def siamese() -> keras.Model:
-    model = Siamese()
-    model(np.zeros((1, 6), "float32"))
-    return model
-
-
-@pytest.mark.parametrize("make", [twice, siamese])
+@pytest.mark.parametrize("make", [twice, builders.called_once(Siamese)], ids=["graph", "code"])
 def test_what_is_called_twice_in_a_step(make: Any):
     """In full batches: TensorFlow's graph optimiser rounds a step on an open number of rows anew.
 

@@ -178,16 +178,7 @@ def test_the_flags_are_those_that_fit_obeys():
 
 
 def test_the_weights_of_a_block_and_of_its_layers_are_told_apart():
-    class Block(L.Layer):
-        def build(self, shape):
-            self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
-            self.inner = L.Dense(4, name="inner")
-            self.inner.build(shape)
-
-        def call(self, inputs):
-            return self.inner(inputs) * self.scale
-
-    model = keras.Sequential([keras.Input((4,)), Block(name="block"), L.Dense(1, name="head")])
+    model = keras.Sequential([keras.Input((4,)), B.Block(name="block"), L.Dense(1, name="head")])
     freeze(model)
     unfreeze(select_layers(model, "inner"))
     assert [v.name for v in model.trainable_variables] == ["kernel", "bias"]

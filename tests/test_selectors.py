@@ -218,16 +218,7 @@ def test_a_layer_made_of_layers_is_reached_whole(layer):
 
 
 def test_a_block_with_weights_of_its_own_comes_before_its_layers():
-    class Block(L.Layer):
-        def build(self, shape):
-            self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
-            self.inner = L.Dense(4, name="inner")
-            self.inner.build(shape)
-
-        def call(self, inputs):
-            return self.inner(inputs) * self.scale
-
-    model = keras.Sequential([keras.Input((4,)), Block(name="block"), L.Dense(1, name="head")])
+    model = keras.Sequential([keras.Input((4,)), B.Block(name="block"), L.Dense(1, name="head")])
     assert chosen(model, "block") == ["block", "inner"]
     assert chosen(model, "inner:") == ["inner", "head"]
 
