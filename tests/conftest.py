@@ -1,4 +1,8 @@
-"""Chooses a backend before Keras is imported, and how hard hypothesis searches."""
+"""Chooses a backend before Keras is imported, and which tests run there.
+
+What doesn't depend on the backend is marked `one_backend` and runs on PyTorch: it compiles nothing
+and so is the fastest. On JAX and TensorFlow, `pytest` without arguments leaves these tests out.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +25,50 @@ import keras
 import pytest
 from hypothesis import HealthCheck, settings
 
+BACKEND = keras.backend.backend()
+# How hard hypothesis searches.
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=SLOW)
-settings.register_profile(
-    "quick", derandomize=True, deadline=None, suppress_health_check=SLOW, max_examples=10
-)
-settings.register_profile("search", deadline=None, suppress_health_check=SLOW, max_examples=200)
+COMMON = {"deadline": None, "suppress_health_check": SLOW}
+settings.register_profile("ci", derandomize=True, max_examples=40, **COMMON)
+settings.register_profile("quick", derandomize=True, max_examples=10, **COMMON)
+settings.register_profile("search", max_examples=200, **COMMON)
 # What hypothesis looks for hardly ever depends on the backend: PyTorch, which compiles nothing,
 # tries the most examples.
-DEFAULT = "ci" if os.environ["KERAS_BACKEND"] == "torch" else "quick"
+DEFAULT = "ci" if BACKEND == "torch" else "quick"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", DEFAULT))
 
 # What the imports made lives as long as the process. Left out of it, a collection takes a tenth of
 # the time, and `keras.backend.clear_session` asks for one.
 gc.collect()
 gc.freeze()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "run tests on this backend too that don't depend on it"
+    parser.addoption("--every-test", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    text = "one_backend(but=[]): runs on PyTorch alone, except these tests, or ids of parameters"
+    config.addinivalue_line("markers", text)
+    is_worker = hasattr(config, "workerinput")  # of pytest-xdist; its files are always named
+    if not is_worker and config.args_source is pytest.Config.ArgsSource.ARGS:
+        config.option.every_test = True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if BACKEND == "torch" or config.option.every_test:
+        return
+    left_out = [item for item in items if not _runs_here(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if _runs_here(item)]
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("one_backend")
+    callspec = getattr(item, "callspec", None)
+    names = {getattr(item, "originalname", item.name), callspec.id if callspec else item.name}
+    return mark is None or bool(names & set(mark.kwargs.get("but", ())))
 
 
 @pytest.fixture(autouse=True)
@@ -45,4 +78,4 @@ def _same_seed():
 
 
 def pytest_report_header() -> str:
-    return f"keras {keras.__version__} on {keras.backend.backend()}"
+    return f"keras {keras.__version__} on {BACKEND}"

@@ -14,6 +14,8 @@ import pytest
 import keras_freeze
 from tests.builders import BACKEND, backend_of
 
+pytestmark = pytest.mark.one_backend(but=["test_no_other_backend_is_imported"])
+
 HOME = Path(keras_freeze.__file__).parent
 FILES = sorted(HOME.rglob("*.py"))
 BACKENDS = ("tensorflow", "jax", "torch")

@@ -9,6 +9,8 @@ from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, LayerMatc
 from keras_freeze.graph.find_base import find_base
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend
+
 L = keras.layers
 BASE = ["b1", "bn", "drop", "b2", "b3"]
 

@@ -17,6 +17,10 @@ from tests.reference import optimizers as reference
 from tests.reference.carried import BATCH, Run, double_precision, in_keras
 from tests.reference.optimizers import MLP, Trainer
 
+pytestmark = pytest.mark.one_backend(
+    but=["test_equals_two_optimizers_by_hand", "test_several_optimizers"]
+)
+
 X, Y = builders.data(16)
 RATE = builders.RATE
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_backend
+
 HOME = Path(__file__).parents[1] / "benchmarks"
 
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from keras_freeze import select_layers
 from keras_freeze.graph.block_boundaries import block_starts
 
+pytestmark = pytest.mark.one_backend
+
 L = keras.layers
 WIDTH = 2
 FEW = settings(max_examples=max(1, settings().max_examples // 4))

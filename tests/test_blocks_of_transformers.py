@@ -17,6 +17,8 @@ from keras_freeze.graph.layer_tree import LayerTree, own_variables
 from keras_freeze.graph.selector_scope import Scope
 from tests.builders import L
 
+pytestmark = pytest.mark.one_backend
+
 LAYERS = 4
 SMALL: dict[str, Any] = {
     "vocabulary_size": 20,

@@ -142,11 +142,13 @@ def frozen(model: keras.Model) -> keras.Model:
     return model
 
 
+@pytest.mark.one_backend(but=["dict of inputs", "opaque model"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_of_graph(name: str):
     check(SHAPES[name])
 
 
+@pytest.mark.one_backend
 def test_a_base_that_is_a_layer_is_cached_while_all_of_it_is_frozen():
     stages = [Stage(2, "base/*")]
     stats = check(Run(opaque, stages=stages, frozen=lambda: [FreezeBase("base")]))
@@ -155,6 +157,7 @@ def test_a_base_that_is_a_layer_is_cached_while_all_of_it_is_frozen():
     assert list(stats.cuts) == [0]
 
 
+@pytest.mark.one_backend
 def test_a_stage_that_leaves_the_base_alone_needs_no_new_pass():
     stages = [Stage(3, learning_rate=0.01)]
     for make in (opaque, opaque_in_opaque):
@@ -233,6 +236,7 @@ def test_every_source_of_data(name: str):
     check(run)
 
 
+@pytest.mark.one_backend
 def test_class_weights():
     labels = (Y > 0).astype("int32")
     options = {"class_weight": {0: 0.5, 1: 2.0}}
@@ -290,6 +294,7 @@ def test_rows_in_plain_order(name: str, monkeypatch: Any):
     assert stats.misses == stats.rows == (15 if name == "rows twice" else 30)
 
 
+@pytest.mark.one_backend(but=["2"])
 @pytest.mark.parametrize("at_once", [1, 2, 4])
 def test_batches_of_the_prefix_that_run_at_once(at_once: int, monkeypatch: Any):
     """Shuffled rows: those that are computed ahead come in any later batch."""
@@ -308,6 +313,7 @@ def words() -> keras.Model:
     return keras.Model(outer, L.Dense(1, name="head")(L.GRU(4, name="gru")(base(outer))))
 
 
+@pytest.mark.one_backend
 def test_features_with_masks():
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 7, (32, 5)).astype("int32")
@@ -316,10 +322,12 @@ def test_features_with_masks():
     assert stats.bytes == stats.rows * (5 * 4 * 4 + 5)  # a byte of mask a word
 
 
+@pytest.mark.one_backend
 def test_a_run_that_begins_late():
     check(Run(stages=STAGES, options={"initial_epoch": 2, "epochs": 6}))
 
 
+@pytest.mark.one_backend(but=["20"])
 @pytest.mark.parametrize("rows", [17, 20, 31])
 def test_a_last_batch_of_the_prefix_that_is_not_full(rows: int, monkeypatch: Any):
     """Shuffled: what is computed ahead runs out before the epoch does."""
@@ -341,6 +349,7 @@ class Recompile(keras.callbacks.Callback):
             self.model.compile(optimizer, "mae", metrics=["mae"])
 
 
+@pytest.mark.one_backend(but=["on_epoch_begin"])
 @pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
 def test_a_callback_that_compiles(hook: str):
     run = Run(frozen=lambda: [FreezeBase(), Recompile(hook)], options={"validation_data": VAL})
@@ -348,6 +357,7 @@ def test_a_callback_that_compiles(hook: str):
     check(run)
 
 
+@pytest.mark.one_backend
 def test_a_loss_that_calls_the_base():
     """As a perceptual loss does: then nothing of the base is hidden from Keras."""
     made: list[keras.Model] = []
@@ -382,6 +392,7 @@ class OwnBaseCall(builders.BaseAndHead):
         return super().compute_loss(x, y, y_pred + again, sample_weight, training=training)
 
 
+@pytest.mark.one_backend
 def test_a_step_that_calls_the_base_itself():
     check(Run(builders.called_once(OwnBaseCall), traced=True))
 
@@ -431,6 +442,7 @@ class Siamese(builders.BaseAndHead):
         return self.head(self.base(inputs) - self.base(-inputs))
 
 
+@pytest.mark.one_backend
 @pytest.mark.parametrize("make", [twice, builders.called_once(Siamese)], ids=["graph", "code"])
 def test_what_is_called_twice_in_a_step(make: Any):
     """In full batches: TensorFlow's graph optimiser rounds a step on an open number of rows anew.
@@ -477,6 +489,7 @@ def test_a_change_that_nobody_announced():
     check(Run(frozen=callbacks, options={"validation_data": VAL}), passes=2.0)
 
 
+@pytest.mark.one_backend
 def test_layers_that_are_frozen_again():
     stages = [Stage(1, "b3"), Stage(3, freeze="b3")]
     check(Run(stages=stages, options={"epochs": 6}), passes=2.0)
@@ -501,6 +514,7 @@ def test_a_callback_may_predict_and_evaluate_on_other_data():
     compare({"seen": cached}, {"seen": plain})
 
 
+@pytest.mark.one_backend
 def test_over_the_budget_it_goes_on_with_what_it_has():
     expected, expected_weights = Run().fit(None)
     cache = BottleneckCache(verbose=0, max_bytes=20 * 32)
@@ -584,6 +598,7 @@ def graphs(draw: Any) -> Graph:
     )
 
 
+@pytest.mark.one_backend
 @given(graphs())
 @examples(8)
 def test_random_graphs(graph: Graph):

@@ -33,6 +33,10 @@ from tests.test_cache_parity import VAL
 from tests.test_cache_sources import Batches
 from tests.test_no_trace import raise_in, traces
 
+pytestmark = pytest.mark.one_backend(
+    but=["test_rows_are_freed_when_fit_ends", "test_nothing_is_left_on_the_model"]
+)
+
 
 def cuts(model: keras.Model, *thawed: set[str]) -> list[list[str]]:
     """What is kept in the first of some stages, by the names of the layers that train in each."""

@@ -24,6 +24,19 @@ from tests.test_cache_aside import (
 )
 from tests.test_cache_parity import Opaque
 
+pytestmark = pytest.mark.one_backend(
+    but=[
+        "nested-stages",
+        "subclassed-head",
+        "test_random_flips",
+        "test_dropout_of_a_base_that_was_frozen_by_hand",
+        "test_a_test_step_that_calls_the_model_as_in_training",
+        "test_a_validation_in_some_epochs_only",
+        "test_validation_split",
+        "test_validation_by_a_generator",
+    ]
+)
+
 VAL = builders.data(12, seed=5)
 OPTIONS = {"validation_data": VAL, "validation_batch_size": 4}
 STAGES = {1: "b3", 3: "b2"}
@@ -388,7 +401,7 @@ def test_random_layers_that_are_not_told_of_validation(kind: Any):
     check_aside(run, "'flip' is called before 'base' in validation without `training=False`")
 
 
-class TestsInTraining(keras.Model):
+class InTraining(keras.Model):
     """Its own step of the validation calls it as in training."""
 
     def test_step(self, *args):
@@ -416,7 +429,7 @@ def test_a_test_step_that_calls_the_model_as_in_training():
         inputs = keras.Input((6,))
         noisy = L.GaussianNoise(0.3, name="noise")(inputs)
         outputs = L.Dense(1, name="head")(builders.functional_base()(noisy))
-        return TestsInTraining(inputs, outputs, name="model")
+        return InTraining(inputs, outputs, name="model")
 
     run = Run(make, options=OPTIONS)
     check_aside(run, "'model' is called in validation without `training=False`")

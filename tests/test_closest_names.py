@@ -35,6 +35,8 @@ from keras_freeze.schedule.stage import KEYS
 from tests import builders as B
 from tests.builders import L
 
+pytestmark = pytest.mark.one_backend
+
 Action = Callable[[], Any]
 
 

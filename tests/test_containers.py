@@ -12,6 +12,8 @@ from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, Schedule
 from tests import builders as B
 from tests.reference.cached import compare
 
+pytestmark = pytest.mark.one_backend
+
 L = keras.layers
 
 

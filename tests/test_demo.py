@@ -19,6 +19,8 @@ from keras_freeze.demo.optional_imports import load_extra
 from keras_freeze.demo.results_plot import save_plot
 from keras_freeze.demo.results_table import HEADER, format_table, loss_difference
 
+pytestmark = pytest.mark.one_backend
+
 pytest.importorskip("mlxtend")
 
 

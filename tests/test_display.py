@@ -10,6 +10,8 @@ import pytest
 from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
 from tests.builders import L, data
 
+pytestmark = pytest.mark.one_backend
+
 X, Y = data(8)
 BLOCK = re.compile(r"^(Stage|Change) .*(\n  .*)+\n", re.MULTILINE)
 

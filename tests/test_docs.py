@@ -15,6 +15,8 @@ import pytest
 import keras_freeze
 from tests.builders import BACKEND
 
+pytestmark = pytest.mark.one_backend
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 

@@ -189,11 +189,13 @@ def with_a_schedule(**kwargs) -> Case:
     return Case(stages, extras=False, **kwargs)
 
 
+@pytest.mark.one_backend(but=["moving averages", "loss scale", "Nadam"])
 @pytest.mark.parametrize("name", MAKES)
 def test_holds_for_optimizers_with_a_state_of_their_own(name):
     check(with_a_schedule(make=MAKES[name], eager=name not in ("accumulation", "loss scale")))
 
 
+@pytest.mark.one_backend
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="Keras >= 3.15")
 def test_holds_for_several_optimizers():
     check(with_a_schedule(make=multi))
@@ -211,6 +213,7 @@ def test_keeps_a_loss_that_cannot_be_serialized():
     check(with_a_schedule(loss=lambda y, p: keras.ops.mean((y - p) ** 4, -1), eager=True))
 
 
+@pytest.mark.one_backend(but=["2-nested-carry", "2-flat-reset"])
 @pytest.mark.parametrize("mode", ["reset", "carry"])
 @pytest.mark.parametrize("kind", ["nested", "sequential", "flat"])
 @pytest.mark.parametrize("saved", [1, 2, 3], ids=["1", "2", "3"])

@@ -25,6 +25,8 @@ from keras_freeze import (
 from keras_freeze.graph.find_base import find_base
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend
+
 L = keras.layers
 
 FORMS = ("'block5_*'", "a Layer", "callable")  # how a selector may be written

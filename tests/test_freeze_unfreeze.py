@@ -14,6 +14,13 @@ from hypothesis import strategies as st
 from keras_freeze import LayerMatchError, freeze, select_layers, unfreeze
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend(
+    but=[
+        "test_saving_and_loading_every_kind_of_model",
+        "test_a_frozen_batch_norm_runs_in_inference_mode",
+    ]
+)
+
 L = keras.layers
 FEW = settings(max_examples=max(1, settings().max_examples // 4))
 FEWER = settings(max_examples=max(1, settings().max_examples // 12))

@@ -14,6 +14,8 @@ from keras_freeze import FreezeBase, LayerMatchError
 from keras_freeze.graph.find_base import find_base
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend
+
 L = keras.layers
 SHAPE = (8, 8, 3)
 Model = keras.Model

@@ -12,6 +12,8 @@ import pytest
 from keras_freeze import FreezeBase, GradualUnfreeze, Stage
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend
+
 
 def model(*, head: bool = True) -> keras.Model:
     keras.utils.set_random_seed(0)

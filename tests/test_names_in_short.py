@@ -24,6 +24,8 @@ from tests import builders as B
 from tests.builders import L
 from tests.test_blocks_of_transformers import backbone
 
+pytestmark = pytest.mark.one_backend
+
 LONGEST = 99
 
 

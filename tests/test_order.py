@@ -10,6 +10,14 @@ import pytest
 from keras_freeze import FreezeBase, GradualUnfreeze, RecompileOnTrainableChange, Stage
 from tests.builders import BACKEND, assert_equal, changed, compiled, data, nested, weights
 
+pytestmark = pytest.mark.one_backend(
+    but=[
+        "test_order_makes_no_difference",
+        "test_compile_in_the_middle_takes_effect",
+        "test_instances_serve_a_second_fit",
+    ]
+)
+
 C = keras.callbacks
 X, Y = data(16)
 ORDERS = 3

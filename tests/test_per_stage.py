@@ -21,6 +21,8 @@ from keras_freeze import (
 )
 from tests.builders import assert_equal, compiled, data, layer, nested, weights
 
+pytestmark = pytest.mark.one_backend
+
 C = keras.callbacks
 X, Y = data(16)
 

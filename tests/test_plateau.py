@@ -25,6 +25,13 @@ from keras_freeze import (
 from keras_freeze.schedule.plateau import Watched
 from tests import builders
 
+pytestmark = pytest.mark.one_backend(
+    but=[
+        "test_back_to_the_best_epoch_with_its_slots",
+        "test_back_to_the_best_epoch_with_optimizers_within_one",
+    ]
+)
+
 X, Y = builders.data(16)
 VAL = builders.data(8, seed=1)
 

@@ -20,6 +20,8 @@ from keras_freeze import (
 )
 from tests.builders import compiled, data, nested
 
+pytestmark = pytest.mark.one_backend
+
 figures = pytest.importorskip("matplotlib.figure")
 STAGES = [Stage(2, "b3", name="fine-tune", learning_rate=0.01), Stage(3, "b2")]
 

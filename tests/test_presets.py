@@ -27,6 +27,8 @@ from tests import builders
 from tests.builders import L
 from tests.reference.search import examples
 
+pytestmark = pytest.mark.one_backend
+
 X, Y = builders.data(16)
 VAL = builders.data(8, seed=1)
 

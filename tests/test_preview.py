@@ -30,6 +30,8 @@ from keras_freeze.keras_internals.estimate_optimizer_bytes import slot_bytes
 from tests import builders
 from tests.builders import BACKEND, L
 
+pytestmark = pytest.mark.one_backend
+
 STAGES = [
     Stage(2, "b3", learning_rate={"factor": 0.5}, name="top"),
     Stage(4, "all", layer_decay=0.5, warmup_steps=3),

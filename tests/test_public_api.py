@@ -13,6 +13,8 @@ import pytest
 import keras_freeze
 from tests.builders import BACKEND, backend_of
 
+pytestmark = pytest.mark.one_backend
+
 NAMES = [
     "BottleneckCache",
     "CacheError",

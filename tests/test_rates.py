@@ -19,6 +19,14 @@ from keras_freeze.graph.layer_tree import own_variables
 from tests import builders
 from tests.builders import L
 
+pytestmark = pytest.mark.one_backend(
+    but=[
+        "test_a_factor_of_the_rate_before",
+        "test_layers_far_from_the_head_move_less",
+        "test_a_warm_up_of_nothing",
+    ]
+)
+
 X, Y = builders.data(16)
 
 

@@ -36,6 +36,8 @@ from tests.test_cache_aside import (
     frozen_by_hand,
 )
 
+pytestmark = pytest.mark.one_backend
+
 X, Y = builders.data(24)
 EPOCHS = 4
 BASE = {"b1", "b2", "b3", "bn", "drop"}

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from keras_freeze import Schedule, ScheduleError, Stage
 
+pytestmark = pytest.mark.one_backend
+
 SOME = settings(max_examples=max(1, settings().max_examples // 2))
 SELECTORS = st.sampled_from(["block5_*", "b1:", "-20:", "20%", "all", ["a", "!b"], ("a", ["b"])])
 RATES = st.none() | st.floats(1e-8, 10.0)

@@ -25,6 +25,8 @@ from keras_freeze.schedule.files.position import Source
 from keras_freeze.schedule.files.validation import schedule_arguments
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend
+
 rates = keras.optimizers.schedules
 SOME = settings(max_examples=max(1, settings().max_examples // 2))
 FORMATS = (".yaml", ".json", ".toml")

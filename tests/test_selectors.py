@@ -9,6 +9,8 @@ import pytest
 from keras_freeze import select_layers
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend
+
 L = keras.layers
 NAMES = ["b1", "bn", "drop", "b2", "b3", "head"]
 

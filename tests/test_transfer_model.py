@@ -31,6 +31,15 @@ from keras_freeze.schedule.plateau import Plateau
 from tests.builders import BACKEND, RATE, L, assert_equal, data, functional_base, weights
 from tests.test_no_trace import summary, traces
 
+pytestmark = pytest.mark.one_backend(
+    but=[
+        "test_saves_and_loads",
+        "test_copies",
+        "test_unwrapped_it_needs_no_keras_freeze",
+        "test_random_augmentation",
+    ]
+)
+
 X, _ = data(24)
 Y = (np.arange(24) % 3).astype("int32")
 VAL = (data(8, seed=5)[0], Y[:8])

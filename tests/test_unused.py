@@ -10,6 +10,8 @@ import pytest
 from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, Schedule, select_layers
 from tests import builders as B
 
+pytestmark = pytest.mark.one_backend(but=["test_they_stop_no_fit"])
+
 L = keras.layers
 
 

@@ -33,6 +33,8 @@ from keras_freeze.errors import warn
 from tests import builders as B
 from tests.builders import L
 
+pytestmark = pytest.mark.one_backend
+
 HOME = Path(keras_freeze.__file__).parent
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,23 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 ROOMS = ["shapes", "applications", "hub"]
 
 
-def sample() -> list[Any]:
+def sample() -> Iterator[Any]:
+    """The sampled models, with the module of the zoo that has them in their ids."""
     from zoo.member import Zoo
 
-    zoo = Zoo()
     for room in ROOMS[: None if _has_hub() else -1]:
+        zoo = Zoo()
         importlib.import_module(f"zoo.{room}").add_to(zoo)
-    return [member for member in zoo.members if member.sample]
+        for member in zoo.members:
+            if member.sample:
+                yield pytest.param(member, id=f"{room}: {member.name}")
 
 
 def _has_hub() -> bool:
     return importlib.util.find_spec("keras_hub") is not None
 
 
-@pytest.mark.parametrize("member", sample(), ids=lambda member: member.name)
+@pytest.mark.parametrize("member", sample())
 def test_a_model_of_the_zoo(member: Any):
     from zoo.check import check
 

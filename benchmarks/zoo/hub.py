@@ -96,7 +96,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
 }
 # It positions tokens by their place among those of all rows.
-ASIDE = {"XLNetBackbone": "other features for the same image"}
+ASIDE = {"XLNetBackbone": "different features for the same row"}
 ONE_LAYER = {"AlbertBackbone"}  # called several times
 # Their routers add to the loss, in stock Keras in frozen layers too.
 ROUTERS = {"MixtralBackbone", "QwenMoeBackbone", "Qwen3MoeBackbone"}
