@@ -29,6 +29,7 @@ VAL = builders.data(12, seed=5)
 STAGES = {1: "b3", 3: "b2"}
 
 
+@pytest.mark.one_backend(but=["nested-stages", "subclassed-stages", "shared-stages", "flat-head"])
 @pytest.mark.parametrize("stages", [None, STAGES], ids=["head", "stages"])
 @pytest.mark.parametrize("kind", builders.KINDS)
 def test_every_kind_of_model(kind: str, stages: Any):

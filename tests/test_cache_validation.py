@@ -28,7 +28,6 @@ pytestmark = pytest.mark.one_backend(
     but=[
         "nested-stages",
         "subclassed-head",
-        "test_random_flips",
         "test_dropout_of_a_base_that_was_frozen_by_hand",
         "test_a_test_step_that_calls_the_model_as_in_training",
         "test_a_validation_in_some_epochs_only",

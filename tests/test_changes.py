@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import warnings
 import weakref
 
 import keras
@@ -10,6 +11,7 @@ import pytest
 
 from keras_freeze import (
     BottleneckCache,
+    CacheWarning,
     FreezeBase,
     GradualUnfreeze,
     RecompileOnTrainableChange,
@@ -220,6 +222,35 @@ def test_a_model_with_nothing_trainable_is_fitted():
     thaw = on("on_epoch_begin", lambda epoch: setattr(layer(model, "b"), "trainable", True), [1])
     fit(model, thaw, watch(), BottleneckCache(verbose=0), epochs=2)
     assert changed(before, weights(model)) == {"b"}
+
+
+TRAINER = next(base for base in keras.Model.__mro__ if base.__name__.endswith("Trainer"))
+
+
+class Line(TRAINER, L.Dense):
+    """A layer that inherits from Keras' trainer, and isn't a `keras.Model`."""
+
+    def __init__(self):
+        L.Dense.__init__(self, 1, kernel_initializer="ones")
+        TRAINER.__init__(self)
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_layer_that_is_trained_alone(built):
+    """On TensorFlow, Keras builds it in the first step."""
+    x, y = data()
+    histories = []
+    for ours in ([], [watch(), BottleneckCache(verbose=0)]):
+        model = Line()
+        if built:
+            model(x)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CacheWarning)  # nothing is frozen
+            options = {"validation_data": (x, y), "shuffle": False, "verbose": 0, "epochs": 2}
+            histories.append(model.fit(x, y, callbacks=list(ours), **options).history)
+    assert histories[0] == histories[1]
+    assert set(histories[0]) == {"loss", "val_loss"}
 
 
 def test_logs_without_stages_are_those_of_keras():

@@ -27,7 +27,6 @@ from tests import builders
 
 pytestmark = pytest.mark.one_backend(
     but=[
-        "test_back_to_the_best_epoch_with_its_slots",
         "test_back_to_the_best_epoch_with_optimizers_within_one",
     ]
 )

@@ -36,7 +36,6 @@ pytestmark = pytest.mark.one_backend(
         "test_saves_and_loads",
         "test_copies",
         "test_unwrapped_it_needs_no_keras_freeze",
-        "test_random_augmentation",
     ]
 )
 

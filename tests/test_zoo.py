@@ -32,7 +32,7 @@ def _has_hub() -> bool:
     return importlib.util.find_spec("keras_hub") is not None
 
 
-@pytest.mark.parametrize("member", sample())
+@pytest.mark.parametrize("member", list(sample()))
 def test_a_model_of_the_zoo(member: Any):
     from zoo.check import check
 

@@ -10,11 +10,11 @@ import keras
 
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks
+from keras_freeze.feature_cache.checks.step_trial import StepTrial
 from keras_freeze.feature_cache.cutting.choose_cached_part import (
     ChosenCut,
     choose,
     choose_for_validation,
-    symbols_of,
 )
 from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
@@ -24,10 +24,9 @@ from keras_freeze.feature_cache.serving.add_features_to_batch import FeatureAdde
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
 from keras_freeze.feature_cache.serving.row_number_feeds_of_fit import Feeds
 from keras_freeze.feature_cache.serving.stage_server import StageServer
-from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory, row_bytes
+from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import restored
-from keras_freeze.keras_internals.temporary_attributes import attributes
 
 Batch = Any
 Plain = Callable[[], Callable[..., Any]]
@@ -69,6 +68,7 @@ class FeatureCache:
         self.dtype = dtype
         self.feeds = Feeds(self.backend.to_tensor)
         self.adder = FeatureAdder(self.features, self.feeds, self.backend)
+        self.trial = StepTrial()
         self.served: StageServer | None = None
         self.stage = 0
         self.has_stopped = False  # within an epoch, whose steps were traced on batches
@@ -141,6 +141,8 @@ class FeatureCache:
                 part.follow(self.part)
             arguments = self.cached_model, part, self.flags[0], self.backend, self.dtype
             self.served = StageServer(*arguments, training=choice.training)
+            self.features.cost.begin_stage(part.flops)
+            self.trial.begin_stage()
             self.part = part
             self.stats.cuts[self.stage] = choice.names
             self.checks.look_at(part.layers, self.cached_model.around, training=choice.training)
@@ -188,6 +190,7 @@ class FeatureCache:
         else:
             self.feeds.stop("train", *([] if self.serves("test") else ["test"]))
         self.checks.begin_epoch()
+        self.trial.begin_epoch()
         if self.checks.last_rows and self.checks.kind not in self.feeds:
             self.store.expected = self.checks.last_rows  # the last batch may be smaller
 
@@ -254,13 +257,17 @@ class FeatureCache:
         served = self.served
         if served is not None and self.serves(kind):
             try:
-                served.override.check_used()
-                with attributes(served.patches):
-                    brought = [self.adder.add(served, kind, state, b) for b in batches]
-                    return served.lighter.step(served.function(kind), state, brought)
+                if kind == "train" and self.adder.is_measured:
+                    running = [served.lighter, self.whole]
+                    if self.trial.wants_whole(self.adder.is_clear, running):
+                        return self._run_whole(plain, state, batches)
+                return self.adder.step(served, kind, state, batches)
             except NotCacheableError as error:
                 self._stop(error, kind)
         self.has_stopped = True
+        return self._run_whole(plain, state, batches)
+
+    def _run_whole(self, plain: Plain, state: Any, batches: list[Batch]) -> Any:
         return self.whole.step(plain(), state, [restored(batch) for batch in batches])
 
     def _stop(self, error: NotCacheableError, kind: str) -> None:
@@ -283,13 +290,6 @@ class FeatureCache:
             f"stepped aside, and the run continues without it: {error.reason}. To use the cache, "
             f"{error.remedy}."
         )
-
-    def row_bytes(self) -> int | None:
-        """Returns the bytes of a cached row; None if unknown before the first batch."""
-        symbols = symbols_of(self.served.part) if self.served is not None else None
-        if self.store.bytes_per_row or symbols is None:
-            return self.store.bytes_per_row or None
-        return row_bytes(symbols, self.dtype)
 
     def close(self) -> None:
         """Frees the memory and restores the iterators; the statistics stay."""

@@ -8,8 +8,9 @@ from keras_freeze.display.format_lines import first_pass_line, pass_line
 from keras_freeze.errors import LayerMatchError
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.feature_cache.cache_stats import CacheStats
+from keras_freeze.feature_cache.cutting.choose_cached_part import symbols_of
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
-from keras_freeze.feature_cache.storage.memory_limit_and_dtype import numpy_dtype
+from keras_freeze.feature_cache.storage.memory_limit_and_dtype import numpy_dtype, row_bytes
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.graph.find_base import find_base
 from keras_freeze.graph.layer_tree import Layer, own_variables
@@ -87,7 +88,7 @@ class CacheLifecycle:
         stats = self.cache.stats
         return first_pass_line(
             stats.cuts[self.cache.stage],
-            self.cache.row_bytes(),
+            _row_bytes(self.cache),
             self.cache.store.expected,
             self.cache.adder.batches,
             validation_only=stats.validation_only,
@@ -125,6 +126,14 @@ class CacheLifecycle:
         """Lets the cache serve the next validation step."""
         if self.test is not None:
             self.test.arm()
+
+
+def _row_bytes(cache: FeatureCache) -> int | None:
+    """Returns the bytes of a cached row; None if unknown before the first batch."""
+    symbols = symbols_of(cache.served.part) if cache.served is not None else None
+    if cache.store.bytes_per_row or symbols is None:
+        return cache.store.bytes_per_row or None
+    return row_bytes(symbols, cache.dtype)
 
 
 def _served_leaves(base: Any, model: Any, plan: Plan) -> list[Layer]:

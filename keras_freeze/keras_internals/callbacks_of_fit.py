@@ -97,7 +97,8 @@ def _locals_below_fit() -> Iterator[dict[str, Any]]:
     frame = inspect.currentframe()
     while frame is not None:
         yield frame.f_locals
-        if isinstance(frame.f_locals.get("self"), keras.Model):
+        # Not `keras.Model`: a layer of one's own may inherit from Keras' trainer alone.
+        if hasattr(type(frame.f_locals.get("self")), "make_train_function"):
             return
         frame = frame.f_back
 

@@ -110,6 +110,11 @@ class UsedStateStep:
             jax.block_until_ready(self.running.popleft())
         return logs, (trainable, Whole(whole), *rest)
 
+    def wait(self) -> None:
+        """Waits for the queued steps."""
+        wait(list(self.running))
+        self.running.clear()
+
 
 class Whole(Sequence[Any]):
     """The values of all variables, which `fit` passes from step to step.
@@ -163,6 +168,11 @@ def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Converts an array to a tensor; on a CPU, `jit` takes the array itself."""
     return array if jax.default_backend() == "cpu" else jax.device_put(array)
+
+
+def wait(tensors: Any) -> None:
+    """Waits until tensors are there."""
+    jax.block_until_ready(tensors)
 
 
 def unshared(tensor: Any) -> Any:

@@ -110,6 +110,10 @@ class UsedStateStep:
             self.traced[key] = step.get_concrete_function()
         return self.traced[key](*tensors)
 
+    def wait(self) -> None:
+        """Waits for the queued steps."""
+        wait(None)
+
 
 def plain(function: Callable[..., Any], *args: Any) -> Any:
     """Calls the train or test function of the whole model, as Keras does."""
@@ -148,6 +152,12 @@ def _print(value: Any) -> Key:
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Converts an array to a tensor."""
     return tf.convert_to_tensor(array)
+
+
+def wait(tensors: Any) -> None:
+    """Waits until tensors are there: on a CPU, they are."""
+    if tf.config.list_logical_devices("GPU"):
+        tf.test.experimental.sync_devices()
 
 
 def unshared(tensor: Any) -> Any:

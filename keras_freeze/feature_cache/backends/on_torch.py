@@ -115,6 +115,10 @@ class UsedStateStep:
         with attributes(self.patches):
             return function(batches)
 
+    def wait(self) -> None:
+        """Waits for the queued steps."""
+        wait(None)
+
 
 def plain(function: Callable[..., Any], *args: Any) -> Any:
     """Calls the train or test function of the whole model, as Keras does."""
@@ -158,6 +162,12 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     if array.dtype.name == "bfloat16":
         return to_tensor(array.view(np.int16)).view(torch.bfloat16)
     return keras.ops.convert_to_tensor(torch.from_numpy(array))
+
+
+def wait(tensors: Any) -> None:
+    """Waits until tensors are there: on a CPU, they are."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def unshared(tensor: Any) -> Any:

@@ -9,6 +9,7 @@ import keras
 
 from keras_freeze.feature_cache.cutting.find_cut import Cut, prefix_of
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
+from keras_freeze.graph.flops import total_flops
 from keras_freeze.graph.layer_calls import Program, Value, mask_of, run, set_mask
 from keras_freeze.graph.layer_tree import LayerTree
 
@@ -55,6 +56,11 @@ class GraphPrefix:
         return list(called.values())
 
     @property
+    def flops(self) -> float:
+        """Floating point operations of the prefix for one row."""
+        return total_flops(self.program, self.calls)
+
+    @property
     def columns(self) -> list[str]:
         """The columns of the running stage's cut."""
         return [str(value) for value in self.cut.values]
@@ -98,6 +104,7 @@ class LayerPrefix:
         self.layers = list(LayerTree(container))
         self.operations = [container]
         self.places: list[int] | None = None
+        self.flops: float | None = None  # unknown
         self.call = call
         self.structure: Any = None
         self.dtypes: list[str] = []

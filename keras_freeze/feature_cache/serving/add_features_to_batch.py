@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeat
 from keras_freeze.feature_cache.serving.row_number_feeds_of_fit import Feeds
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import Numbers
+from keras_freeze.keras_internals.temporary_attributes import attributes
 
 Batch = Any
 
@@ -24,6 +26,7 @@ class FeatureAdder:
         backend: the module of the backend.
 
     Attributes:
+        rows: number of rows of the last batch.
         batches: number of batches in an epoch, of the steps whose hits count; None = unknown.
     """
 
@@ -33,6 +36,28 @@ class FeatureAdder:
         self.feeds = feeds
         self.backend = backend
         self.batches: int | None = None
+        self.rows = 0
+
+    @property
+    def is_measured(self) -> bool:
+        """True if the last batch was known, and enough batches were measured."""
+        return self.features.was_known and not self.features.cost.is_due
+
+    @property
+    def is_clear(self) -> bool:
+        """True if it is clear that serving batches is faster than running the prefix on them."""
+        return self.features.cost.is_clear(self.rows)
+
+    def step(self, served: StageServer, kind: str, state: Any, batches: list[Batch]) -> Any:
+        """Runs a train or test step on the features of batches; the arguments are those of `add`.
+
+        Raises:
+            NotCacheableError: the features can't be computed, or cached ones are wrong.
+        """
+        served.override.check_used()
+        with attributes(served.patches):
+            brought = [self.add(served, kind, state, batch) for batch in batches]
+            return served.lighter.step(served.function(kind), state, brought)
 
     def add(self, served: StageServer, kind: str, state: Any, batch: Batch) -> Batch:
         """Returns (features by column, inputs that the tail reads, targets, sample weights).
@@ -44,6 +69,10 @@ class FeatureAdder:
             batch: a batch as Keras yields it, or with row numbers instead of rows.
         """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        cost = self.features.cost
+        if is_due := cost.is_due:
+            served.lighter.wait()
+        began = time.perf_counter()
         rows = self._rows(served, kind, x)
         if kind == self.features.checks.kind and self.batches and self.store.expected is None:
             self.store.expected = self.batches * rows.size
@@ -52,6 +81,10 @@ class FeatureAdder:
         structure, specs = rows.specs()
         served.override.show(structure, specs)
         leaves = {str(place): rows.leaf(place) for place in served.shown(structure)}
+        self.rows = rows.size
+        if is_due and self.features.was_known:
+            self.backend.wait(tensors)
+            cost.add_served(time.perf_counter() - began, rows.size)
         return tensors, leaves, y, sample_weight
 
     def _rows(self, served: StageServer, kind: str, x: Any) -> Rows:

@@ -12,6 +12,7 @@ import numpy as np
 from keras_freeze.display.format_lines import readable
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks, agree
+from keras_freeze.feature_cache.checks.serving_cost import ServingCost
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, tell
 from keras_freeze.feature_cache.serving.batch_rows import Positions, Rows
 from keras_freeze.feature_cache.serving.stage_server import StageServer
@@ -33,6 +34,10 @@ class BatchFeatures:
         store: stores the features.
         checks: decides when to compute known rows again.
         stats: counts hits and misses.
+
+    Attributes:
+        cost: is told what the prefix takes.
+        was_known: whether the last batch was served without running the prefix.
     """
 
     def __init__(self, store: MemoryStore, checks: ConsistencyChecks, stats: CacheStats):
@@ -40,6 +45,8 @@ class BatchFeatures:
         self.checks = checks
         self.stats = stats
         self.seen: set[Key] = set()
+        self.cost = ServingCost()
+        self.was_known = False
         self.axes: dict[str, tuple[int, ...]] = {}  # in memory order, if that isn't C order
 
     def of(self, rows: Rows, served: StageServer, kind: str, state: Any) -> Columns:
@@ -56,7 +63,9 @@ class BatchFeatures:
         """
         missing = np.flatnonzero(rows.slots < 0)
         wanted = int(np.count_nonzero(missing < rows.size))
+        self.was_known = not wanted
         if wanted < rows.size and self.checks.wants_check(kind, served.is_trusted):
+            self.was_known = False
             self._check(rows, served, kind, state)
         computed: Columns = {}
         fresh = 0  # rows never seen before; a full store lacks some that were seen
@@ -142,8 +151,13 @@ class BatchFeatures:
         self, rows: Rows, batches: list[Any], served: StageServer, kind: str, state: Any
     ) -> list[Columns]:
         """Returns the features of batches. Each batch is the positions of its rows; None = all."""
-        features = served.prefix(kind)(state, [rows.inputs(positions) for positions in batches])
         counts = [rows.size if positions is None else len(positions) for positions in batches]
+        served.lighter.wait()
+        began = time.perf_counter()
+        features = served.prefix(kind)(state, [rows.inputs(positions) for positions in batches])
+        served.backend.wait(features)
+        if counts[0] == rows.size:  # a check may run fewer rows, each of which takes longer
+            self.cost.add_prefix(time.perf_counter() - began, sum(counts))
         return [self._arrays(*one, served) for one in zip(features, counts, strict=True)]
 
     def _arrays(self, features: dict[str, Any], count: int, served: StageServer) -> Columns:
