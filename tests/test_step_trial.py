@@ -59,7 +59,7 @@ def run(
             if step % 20 == 0:
                 clock.now += 100.0  # a validation
                 trial.begin_epoch()
-            kinds.append(trial.wants_whole(clear, [device]))
+            kinds.append(trial.wants_whole(lambda: clear, [device]))
             clock.now += whole if kinds[-1] else served
             device.queued += queued * kinds[-1]
     return kinds, trial

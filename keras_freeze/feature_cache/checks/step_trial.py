@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
@@ -42,41 +42,49 @@ class StepTrial:
         self.began = 0.0
         self.last: float | None = None
 
-    def wants_whole(self, is_clear: bool, running: Sequence[Running]) -> bool:
+    def wants_whole(self, is_clear: Callable[[], bool], running: Sequence[Running]) -> bool:
         """Returns True if the next training step should run the whole model.
 
         Args:
-            is_clear: whether serving is clearly faster, so that no trial is needed.
+            is_clear: returns True if serving is clearly faster, so that no trial is needed.
             running: what has run the steps until now.
 
         Raises:
             NotCacheableError: the trial has ended, and the whole model is faster.
         """
-        now = time.perf_counter()
-        self.spent += 0.0 if self.last is None else now - self.last
-        self.last = now
-        if self.is_over or self.spent < AFTER:
-            return False
-        if is_clear and not self.turns:
-            self.is_over = True
+        if self.is_over or not self._is_under_way(is_clear):
             return False
         if self.step in (1, TIMED + 1):
-            for each in running:
-                each.wait()
-            now = time.perf_counter()
-        if self.step == TIMED + 1:
-            self.turns.append((now - self.began) / TIMED)
-            self.step = 0
-            self.is_over = len(self.turns) == len(TURNS)
-            if self.is_over:
-                self._compare()
-                return False
-        if self.step == 1:
-            self.began = now
+            self._mark(running)
+        if self.is_over:
+            return False
         self.step += 1
         return TURNS[len(self.turns)] == "whole"
 
+    def _is_under_way(self, is_clear: Callable[[], bool]) -> bool:
+        now = time.perf_counter()
+        self.spent += 0.0 if self.last is None else now - self.last
+        self.last = now
+        if self.spent < AFTER:
+            return False
+        self.is_over = not self.turns and not self.step and is_clear()
+        return not self.is_over
+
+    def _mark(self, running: Sequence[Running]) -> None:
+        """Begins or ends the timed steps of a turn, when no step is queued any more."""
+        for each in running:
+            each.wait()
+        now = time.perf_counter()
+        if self.step == 1:
+            self.began = now
+            return
+        self.turns.append((now - self.began) / TIMED)
+        self.step = 0
+        if len(self.turns) == len(TURNS):
+            self._compare()
+
     def _compare(self) -> None:
+        self.is_over = True
         served, whole = min(self.turns[::2]), min(self.turns[1::2])
         if whole < (1 - GAP) * served:
             raise NotCacheableError(

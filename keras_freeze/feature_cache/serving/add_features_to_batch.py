@@ -43,9 +43,8 @@ class FeatureAdder:
         """True if the last batch was known, and enough batches were measured."""
         return self.features.was_known and not self.features.cost.is_due
 
-    @property
     def is_clear(self) -> bool:
-        """True if it is clear that serving batches is faster than running the prefix on them."""
+        """Returns True if serving batches is clearly faster than running the prefix on them."""
         return self.features.cost.is_clear(self.rows)
 
     def step(self, served: StageServer, kind: str, state: Any, batches: list[Batch]) -> Any:
