@@ -1,4 +1,4 @@
-"""Handles the PerStage callbacks of one `fit`: begins and ends their stages, reads their stops.
+"""Begins and ends the stages of PerStage callbacks, and reads their `stop_training`.
 
 Keras has one flag, `model.stop_training`, and doesn't record who set it. PerStage hides the stop of
 its callback from Keras. So a flag that is set comes from another callback, and ends the run.

@@ -1,4 +1,4 @@
-"""Changes `trainable` within a `fit`, with the optimizer, learning rates and step functions."""
+"""Changes `trainable` within a `fit`; optimizer, learning rates and step functions follow."""
 
 from __future__ import annotations
 

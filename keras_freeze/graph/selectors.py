@@ -1,4 +1,4 @@
-"""Selects layers of a model by name, pattern, slice or share.
+"""Selects layers of a model by name, pattern, slice, or share of its layers.
 
 `"block5_conv1"` exact name at any depth; `"block5_*"` glob on the name or the path; `"a:"`, `":b"`,
 `"a:b"` slices by name in execution order, both ends included as in pandas' `.loc`; `"-20:"` by

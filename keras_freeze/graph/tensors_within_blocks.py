@@ -1,4 +1,4 @@
-"""Finds the tensors, such as skip connections, that hold several layer calls in one block.
+"""Finds the tensors, such as skip connections, that a block boundary must not cross.
 
 A tensor ties the call that makes it to the calls that read it: a skip connection holds its block
 together. Two kinds of tensors don't tie:

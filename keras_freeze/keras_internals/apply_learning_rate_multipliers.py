@@ -1,4 +1,4 @@
-"""Multiplies the learning rate by a factor of its own for each variable.
+"""Scales the learning rate of each variable by a factor of the variable's own.
 
 With discriminative rates, layers far from the output get a smaller rate (Howard & Ruder 2018,
 ULMFiT, section 3.2). A layer that has just been unfrozen may warm up. The optimizer's own rate

@@ -1,4 +1,4 @@
-"""Replaces the model's step functions during a `fit`, so that stages and cache act in each step.
+"""Replaces the model's step functions during a `fit`, so that stages and cache take part.
 
 Private names of `keras.Model` used here were tried on Keras 3.12.0 and 3.15.1: `_loss_tracker`
 (each `compile` makes a new one); of `keras.optimizers.Optimizer`: `_trainable_variables`,

@@ -1,4 +1,4 @@
-"""Reads the argument `cache` of a model, and converts its schedule and cache to plain data."""
+"""Reads TransferModel's `cache` argument, and converts its schedule and cache to plain data."""
 
 from __future__ import annotations
 

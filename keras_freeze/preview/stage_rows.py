@@ -1,4 +1,4 @@
-"""Computes the rows of a preview: for each stage, layers, rates, memory and work."""
+"""Computes the rows of a preview: for each stage, layers, rates, memory and operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache on JAX: gets batches, computes features, and runs steps on them."""
+"""The cache on JAX: takes batches from fit's iterator, computes features, runs steps on them."""
 
 from __future__ import annotations
 

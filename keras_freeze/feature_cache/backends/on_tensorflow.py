@@ -1,4 +1,4 @@
-"""The cache on TensorFlow: gets batches, computes features, and runs steps on them."""
+"""The cache on TensorFlow: takes batches, computes features, and runs steps on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache on PyTorch: gets batches, computes features, and runs steps on them."""
+"""The cache on PyTorch: takes batches, computes features, and runs steps on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The functions that each `on_<backend>` module has, as far as others use them, as a type."""
+"""The type of the `on_<backend>` modules: the functions that other modules call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds what a stage caches: its own cut, and what later stages will take from the same rows."""
+"""Finds the tensors to cache in a stage: those of its cut, and what later stages will read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the graph of layers in which the cache works: the model's own, or that of its base."""
+"""Finds the graph of layers that the cache cuts: that of the model, or of its base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds the training and the validation arrays that steps read by row number."""
+"""Makes the iterators of a `fit` over arrays yield row numbers, and holds these arrays."""
 
 from __future__ import annotations
 

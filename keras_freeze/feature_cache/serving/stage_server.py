@@ -1,4 +1,4 @@
-"""The functions that run the steps of one stage on cached features."""
+"""Builds the prefix function and the train and test functions of a stage that is cached."""
 
 from __future__ import annotations
 

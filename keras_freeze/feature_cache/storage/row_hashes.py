@@ -1,4 +1,4 @@
-"""Hashes rows and weights (xxh3_128). A row's hash is its key in the cache, whatever the order."""
+"""Hashes rows and weights (xxh3_128). A row's hash is its key in the cache, in any batch."""
 
 from __future__ import annotations
 

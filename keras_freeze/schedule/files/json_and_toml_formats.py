@@ -1,4 +1,4 @@
-"""Reads and writes JSON and TOML, and lists the formats; each value keeps its line for errors."""
+"""Reads and writes JSON and TOML, with line numbers for errors; lists all file formats."""
 
 from __future__ import annotations
 

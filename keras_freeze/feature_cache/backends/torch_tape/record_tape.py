@@ -1,4 +1,4 @@
-"""Records the PyTorch operations of a function as a tape, below autograd.
+"""Records the PyTorch operations of a function as a tape, after autograd has handled them.
 
 This is the idea of `make_fx` in `torch.fx.experimental`, which takes longer to trace than a small
 model takes to run.
