@@ -1,18 +1,18 @@
-"""What a cache costs: memory beyond its rows, and time where it steps aside.
+"""What a cache costs: memory beyond its rows, and time if it steps aside.
 
     KERAS_BACKEND=jax python benchmarks/cache_costs.py [--repeats 5] [--epochs 12]
                                                      [--only memory "aside at once" "aside later"]
                                                      [--output FILE.json]
 
-- memory: the peak of the resident memory of a run with the cache, less that of the same run without
-  it, over the bytes of the rows that are kept. Each run is a process of its own; 1.0 is the least.
-- aside: the time of a run whose cache steps aside, over that of the run without the callback, in
-  turns in one process. "at once": Dropout is live in the base, which shows before the first step.
-  "later": the images differ in each epoch, which shows only in the second; what that costs is
-  paid once (steps compiled for nothing), so a longer run loses a smaller share. `seconds lost`
-  says how much that is.
+- memory: the peak resident memory of a run with the cache, minus that of the same run without it,
+  divided by the bytes of the cached rows. Each run has its own process. 1.0 is optimal.
+- aside: the time of a run whose cache steps aside, divided by that of the run without the callback,
+  in turns in one process. "at once": the base has an active Dropout, which is found before the
+  first step. "later": the images differ in each epoch, which is found in the second epoch. This
+  costs time once (for steps compiled but not used), so a longer run loses a smaller share.
+  `seconds lost` is that time.
 
-The images are random and the weights too: only memory and time are measured.
+The images and the weights are random: only memory and time are measured.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COSTS = ["memory", "aside at once", "aside later"]
 
 
 def model(*, dropout: float = 0.0) -> Any:
-    """A frozen base of convolutions; its features take 256 KB an image."""
+    """Returns a model with a frozen base of convolutions. Its features take 256 KB per image."""
     keras.utils.set_random_seed(0)
     layers = [L.Dropout(dropout)] if dropout else []
     layers += [L.Conv2D(filters, 3, 1, "same", activation="relu") for filters in (16, 16)]
@@ -56,10 +56,10 @@ def model(*, dropout: float = 0.0) -> Any:
 
 
 class Images(keras.utils.PyDataset):
-    """The same images in each epoch, or others.
+    """The same images in each epoch, or different ones.
 
     Args:
-        differ: whether they are others.
+        differ: whether they differ.
     """
 
     def __init__(self, *, differ: bool):
@@ -77,7 +77,7 @@ class Images(keras.utils.PyDataset):
 
 
 def memory() -> dict[str, Any]:
-    """Peaks of two processes, and the bytes of the rows."""
+    """Returns the peaks of two processes, and the bytes of the rows."""
     peaks, rows = {}, 0
     for side in ("plain", "cached"):
         command = [sys.executable, __file__, "--peak", side]
@@ -88,7 +88,7 @@ def memory() -> dict[str, Any]:
 
 
 def peak(side: str) -> None:
-    """Runs one side and prints its peak and the bytes of its rows."""
+    """Runs one side. Prints its peak and the bytes of its rows."""
     cache = BottleneckCache(verbose=0)
     callbacks = [FreezeBase("base"), *([cache] if side == "cached" else [])]
     model().fit(Images(differ=False), epochs=3, verbose=0, callbacks=callbacks)
@@ -98,7 +98,7 @@ def peak(side: str) -> None:
 def aside(
     repeats: int, epochs: int, make: Callable[[], Any], callbacks: list[Any], *, differ: bool
 ) -> dict[str, float]:
-    """Returns medians of the times with a cache over, and less, those without."""
+    """Returns medians of the time with a cache, divided by and minus the time without."""
     ratios, lost = [], []
     for repeat in range(repeats + 1):
         seconds = {}
@@ -113,12 +113,12 @@ def aside(
             assert not any(each.stats.enabled for each in cache)
         ratios.append(seconds[True] / seconds[False])
         lost.append(seconds[True] - seconds[False])
-    # The first repeat pays for what a process does once.
+    # The first repeat includes one-time costs of the process.
     return {"ratio": statistics.median(ratios[1:]), "seconds lost": statistics.median(lost[1:])}
 
 
 def main() -> None:
-    """Reads the options, measures, prints."""
+    """Reads the options, measures, and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=12, help="of the runs that step aside")

@@ -1,4 +1,4 @@
-"""Where the figures of a benchmark come from."""
+"""Where a benchmark ran."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 
 def machine() -> dict[str, object]:
-    """Returns backend, Keras version, Python version, machine type, cores, and device."""
+    """Returns the backend, Keras version, Python version, machine type, cores, and device."""
     return {
         "backend": keras.backend.backend(),
         "keras": keras.__version__,

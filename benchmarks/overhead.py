@@ -1,19 +1,19 @@
-"""What the callbacks cost: in an epoch without a transition, and in one transition.
+"""What the callbacks cost: in an epoch without a transition, and in a transition.
 
     KERAS_BACKEND=jax python benchmarks/overhead.py [--small] [--repeats 7] [--output FILE.json]
 
 Both sides run in one process, in turns, on the same data and the same trainable layers.
 
-- own: time that a step spends in the hooks of the callbacks and in the guard around the train
-  function, by a clock around them; the median of the epochs, beside the median step.
-- steady: epochs with FreezeBase, GradualUnfreeze and RecompileOnTrainableChange (no stage is
-  reached) beside epochs of stock Keras with the base frozen by hand. What the callbacks add is the
-  difference of the fastest epochs: all else that runs on a machine only adds time. A second stock
-  model, measured in the same way, tells how far off such a figure may be.
-- transition: what the epoch in which a stage begins takes longer than the next one, beside what
-  `compile` and a new `fit` add to its first epoch. Both trace and compile the new step.
+- own: the time that a step spends in the callbacks' hooks and in the guard around the train
+  function, measured by a clock around them. The median over epochs, next to the median step.
+- steady: epochs with FreezeBase, GradualUnfreeze and RecompileOnTrainableChange (no stage begins),
+  compared with epochs of stock Keras with the base frozen by hand. The overhead is the difference
+  of the fastest epochs, because other work on a machine only adds time. A second stock model,
+  measured in the same way, shows the error of the result.
+- transition: how much longer the epoch in which a stage begins takes than the next one, compared
+  with what `compile` and a new `fit` add to its first epoch. Both trace and compile the new step.
 
-Inputs are random and the weights too: it measures time, nothing else.
+The inputs and the weights are random: only time is measured.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NEVER = 10**6
 
 
 class EpochEnds(keras.callbacks.Callback):
-    """Notes when each epoch ends, in seconds."""
+    """Records when each epoch ends, in seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,18 +52,18 @@ class EpochEnds(keras.callbacks.Callback):
         self.times.append(time.perf_counter())
 
     def durations(self) -> list[float]:
-        """The epochs but the first, which compiles."""
+        """Returns the epochs except the first, which compiles."""
         return [float(d) for d in np.diff(self.times)]
 
 
 def dense() -> tuple[keras.Model, str]:
-    """The smallest steps: here Python's share is largest."""
+    """Returns a base with the smallest steps, where Python's share is largest."""
     layers = [keras.layers.Dense(64, "relu", name=f"d{i}") for i in range(8)]
     return keras.Sequential([keras.Input((64,)), *layers], name="base"), "d7"
 
 
 def mobilenet() -> tuple[keras.Model, str]:
-    """A real network: MobileNetV2 at 96x96."""
+    """Returns a real network: MobileNetV2 at 96x96."""
     base = keras.applications.MobileNetV2(
         weights=None, include_top=False, input_shape=(96, 96, 3), pooling="avg"
     )
@@ -78,7 +78,7 @@ WORKLOADS = {
 
 
 def build(base: keras.Model) -> keras.Model:
-    """The base behind a head of one unit, compiled."""
+    """Returns the base with a head of one unit, compiled."""
     model = keras.Sequential([base, keras.layers.Dense(1)])
     model.build((None, *base.input_shape[1:]))
     base.trainable = False
@@ -87,14 +87,14 @@ def build(base: keras.Model) -> keras.Model:
 
 
 def fit(model: keras.Model, x: np.ndarray, y: np.ndarray, batch: int, epochs: int, ours: list):
-    """One `fit`, and when its epochs ended."""
+    """Runs one `fit`. Returns when its epochs ended."""
     ends = EpochEnds()
     model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, callbacks=[*ours, ends])
     return ends
 
 
 def steady(make, x, y, batch, epochs, repeats) -> dict[str, list[float]]:
-    """Seconds of all epochs of stock Keras, of ours, and of stock Keras again, in turns."""
+    """Returns the seconds of all epochs of stock Keras, ours, and stock Keras again, in turns."""
     models = {side: build(make()[0]) for side in ("stock", "ours", "stock again")}
     seconds: dict[str, list[float]] = {side: [] for side in models}
     for repeat in range(repeats):
@@ -105,7 +105,7 @@ def steady(make, x, y, batch, epochs, repeats) -> dict[str, list[float]]:
 
 
 class Clock:
-    """Sums the time spent in functions; what one calls for Keras is taken off again."""
+    """Sums the time spent in functions, minus the time of the calls they make to Keras."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -123,7 +123,7 @@ class Clock:
 
 
 def own(make, x, y, batch, epochs) -> dict[str, float]:
-    """Microseconds a step in our code, and of the whole step."""
+    """Returns the microseconds per step in our code, and of the whole step."""
     clock, seconds = Clock(), []
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seconds.append(clock.seconds))
     timed = [(First, "on_train_batch_begin"), (First, "on_train_batch_end")]
@@ -148,7 +148,7 @@ def own(make, x, y, batch, epochs) -> dict[str, float]:
 
 
 def added(times: dict[str, list[float]], side: str, steps: int) -> dict[str, float]:
-    """What an epoch of `side` takes longer than stock Keras' one."""
+    """Returns how much longer an epoch of `side` takes than one of stock Keras."""
     stock, other = min(times["stock"]), min(times[side])
     medians = statistics.median(times[side]) / statistics.median(times["stock"])
     return {
@@ -159,7 +159,7 @@ def added(times: dict[str, list[float]], side: str, steps: int) -> dict[str, flo
 
 
 def callbacks(model: keras.Model) -> list[keras.callbacks.Callback]:
-    """All three, with a stage that isn't reached."""
+    """Returns all three, with a stage that never begins."""
     return [
         FreezeBase(model.layers[0]),
         GradualUnfreeze({NEVER: "all"}, verbose=0),
@@ -168,7 +168,7 @@ def callbacks(model: keras.Model) -> list[keras.callbacks.Callback]:
 
 
 def transition(make, x, y, batch, repeats) -> dict[str, list[float]]:
-    """Seconds that the change of stage adds, ours and by `compile` and `fit`."""
+    """Returns the seconds that a change of stage adds: ours, and by `compile` and `fit`."""
     seconds: dict[str, list[float]] = {"two fits": [], "carry": [], "reset": []}
     for _ in range(repeats):
         for mode in ("carry", "reset"):
@@ -203,13 +203,13 @@ def _thaw_by_hand(base: keras.Model, selector: str) -> None:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Returns the median and the quartiles."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return {"median": middle, "low": low, "high": high}
 
 
 def run(repeats: int, small: bool) -> dict[str, object]:
-    """All figures, printed as they come."""
+    """Returns all results, and prints them during the run."""
     results: dict[str, object] = {"machine": machine(), "repeats": repeats}
     print(" ".join(f"{key}={value}" for key, value in machine().items()))
     for name, (make, rows, batch, epochs) in WORKLOADS.items():
@@ -236,7 +236,7 @@ def run(repeats: int, small: bool) -> dict[str, object]:
 
 
 def main() -> None:
-    """Reads the options, measures, writes JSON if asked."""
+    """Reads the options, measures, and writes JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a quarter of the rows")
     parser.add_argument("--repeats", type=int, default=7)

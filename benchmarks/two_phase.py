@@ -1,25 +1,25 @@
-"""The whole two-phase run: stock Keras, the bottleneck trick by hand, keras_freeze, and the limit.
+"""A two-phase run: stock Keras, features cached by hand, keras_freeze, and the limit.
 
     KERAS_BACKEND=jax python benchmarks/two_phase.py [--small] [--repeats 3] [--only NAME ...]
                                                      [--paths stock limit ours] [--once stock]
                                                      [--output FILE.json] [--plot FILE.png]
 
-All paths run in one process, in turns, each on a fresh model with equal weights, the same data in
-the same order and the same epochs. A path's time is its wall time, tracing and compiling included.
+All paths run in one process, in turns. Each uses a fresh model with equal weights, and the same
+data, order and epochs. A path's time is its wall time, including tracing and compiling.
 
-- stock: two `fit` calls, `compile` in between, as Keras' guide to transfer learning has it.
-- by hand: the features of the frozen base by `predict`, the head by `fit` on them; then fine-tuning
-  of the whole model by `fit`, as books have it.
-- limit L: each frozen part runs once for each image, and all epochs run on features in memory, in
-  fine-tuning too: `predict` up to every cut, then a `fit` on the tail of each phase. It is what a
-  perfect hand-written pipeline takes: L = N f + V f + the sum over phases of epochs * (N h + V h').
+- stock: two `fit` calls with `compile` in between, as in Keras' guide to transfer learning.
+- by hand: features of the frozen base by `predict`, `fit` of the head on them, then fine-tuning of
+  the whole model by `fit`, as in textbooks.
+- limit L: each frozen part runs once for each image, and all epochs run on features in memory, also
+  in fine-tuning: `predict` up to every cut, then a `fit` of each phase's tail. A perfect
+  hand-written pipeline takes L = N f + V f + the sum over phases of epochs * (N h + V h').
 - ours: one `fit` with FreezeBase, GradualUnfreeze and BottleneckCache.
 
-eta = L / ours: 1 means that ours runs at the limit, more that it beats the hand-written pipeline.
-`steady` is L by the median epochs alone, without any tracing or compiling.
+eta = L / ours: at 1, ours runs at the limit; above 1, it is faster than the hand-written pipeline.
+`steady` is L from the median epochs only, without tracing or compiling.
 
-Inputs are seeded random images and the weights random: it measures time, and whether ours gives the
-History of stock Keras. Nothing else.
+Inputs are seeded random images, and the weights are random. The benchmark measures only time, and
+whether ours has the History of stock Keras.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ A = keras.applications
 
 @dataclass(frozen=True)
 class Workload:
-    """A run.
+    """A workload.
 
     Attributes:
-        make: gives the base; None for its weights.
-        size: of the square images, in pixels.
-        rows: of training and of validation data.
-        batch: rows of a batch.
-        epochs: of each phase.
-        cut: the name of the base's layer whose output feeds what is fine-tuned.
+        make: makes the base; None for its weights.
+        size: size of the square images, in pixels.
+        rows: number of training and validation rows.
+        batch: batch size.
+        epochs: number of epochs of each phase.
+        cut: the name of the base's layer whose output is the input of the fine-tuned layers.
         pooling: as in keras.applications.
     """
 
@@ -68,7 +68,7 @@ class Workload:
     pooling: str | None = "avg"
 
     def small(self) -> Workload:
-        """A fraction of the work, of the same kind."""
+        """Returns a smaller workload of the same kind."""
         rows = (max(2 * self.batch, self.rows[0] // 4), max(self.batch, self.rows[1] // 4))
         epochs = (max(2, self.epochs[0] // 2), self.epochs[1] // 2)
         return Workload(self.make, self.size, rows, self.batch, epochs, self.cut, self.pooling)
@@ -143,7 +143,7 @@ def by_hand(work: Workload, train: Any, val: Any) -> dict[str, list[float]]:
 
 
 def limit(work: Workload, train: Any, val: Any) -> dict[str, Any]:
-    """Both phases on features; the seconds of each part, and the medians of its epochs."""
+    """Runs both phases on features. Returns the seconds, and L from the median epochs."""
     base = work.base()
     taps = [base.output] + ([base.get_layer(work.cut).output] if work.epochs[1] else [])
     prefix = keras.Model(base.input, taps)
@@ -167,7 +167,7 @@ def limit(work: Workload, train: Any, val: Any) -> dict[str, Any]:
 
 
 def steady(work: Workload, prefix: float, epochs: list[float]) -> float:
-    """L by the medians: the prefix of the training rows, and the epochs of each phase."""
+    """Returns L from medians: the prefix of the training rows, and the epochs of each phase."""
     total = prefix * sum(work.rows) / work.rows[0]
     first, second = epochs[: work.epochs[0]], epochs[work.epochs[0] :]
     return total + sum(len(part) * statistics.median(part) for part in (first, second) if part)
@@ -189,7 +189,7 @@ def ours(work: Workload, train: Any, val: Any) -> dict[str, Any]:
 
 
 class EpochTimes(keras.callbacks.Callback):
-    """Seconds of each epoch, its validation included."""
+    """Records the seconds of each epoch, including its validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def fit(model: Any, train: Any, val: Any, batch: int, epochs: int, callbacks: An
         validation_data=val,
         batch_size=batch,
         epochs=epochs,
-        shuffle=False,  # so that two fits and one see the same batches
+        shuffle=False,  # so that two fits and one get the same batches
         verbose=0,
         callbacks=list(callbacks),
     )
@@ -223,7 +223,7 @@ PATHS = {"stock": stock, "by hand": by_hand, "limit": limit, "ours": ours}
 
 
 def measure(work: Workload, repeats: int, names: list[str], once: list[str]) -> dict[str, Any]:
-    """Seconds of each path, and how far the History of ours is from stock Keras'."""
+    """Returns the seconds of each path, and how far our History is from stock Keras'."""
     train, val = work.data()
     paths = {name: path for name, path in PATHS.items() if name in names}
     seconds: dict[str, list[float]] = {name: [] for name in (*paths, "steady")}
@@ -246,12 +246,12 @@ def measure(work: Workload, repeats: int, names: list[str], once: list[str]) -> 
 
 
 def difference(a: dict[str, list[float]], b: dict[str, list[float]]) -> float:
-    """The largest difference of any loss or accuracy of any epoch."""
+    """Returns the largest difference of any loss or accuracy in any epoch."""
     return max(float(np.abs(np.subtract(a[key], b[key])).max()) for key in a)
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Medians over the repeats of ratios within a repeat."""
+    """Returns medians, over the repeats, of the ratios within each repeat."""
 
     def ratio(above: str) -> float:
         pairs = list(zip(seconds.get(above, []), seconds.get("ours", []), strict=False))
@@ -273,7 +273,7 @@ def show(name: str, work: Workload, result: dict[str, Any]) -> None:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Bars of the seconds, a group for each workload, relative to stock Keras."""
+    """Draws bars of the seconds relative to stock Keras, in a group for each workload."""
     from matplotlib import pyplot
 
     names = [name for name in results if name in WORKLOADS]
@@ -294,7 +294,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Reads the options, measures, prints a table."""
+    """Reads the options, measures, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a quarter of the rows, fewer epochs")
     parser.add_argument("--repeats", type=int, default=3)

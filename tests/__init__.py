@@ -1,1 +1,1 @@
-"""The tests: one process a backend, chosen by KERAS_BACKEND."""
+"""The tests. Each process runs one backend, set by KERAS_BACKEND."""

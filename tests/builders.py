@@ -1,4 +1,4 @@
-"""Small models of every kind that people fine-tune, and data for them."""
+"""Small models of every common kind, and data for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATE = 2.0**-6  # exact in float32
 
 
 def backend_of(module: str) -> str:
-    """The backend that a module of ours is for: `on_jax` and its like, `torch_tape`; else ""."""
+    """Returns the backend of a module such as `on_jax` or `torch_tape`, or "" if it has none."""
     parts = module.split(".")
     if "torch_tape" in parts:
         return "torch"
@@ -21,13 +21,13 @@ def backend_of(module: str) -> str:
 
 
 def data(rows: int = 24, features: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (rows, features) and targets (rows, 1), float32."""
+    """Returns inputs of shape (rows, features) and targets of shape (rows, 1), in float32."""
     x = np.random.default_rng(seed).normal(size=(rows, features)).astype("float32")
     return x, np.tanh(x.sum(axis=1, keepdims=True))
 
 
 def body(extras: bool = False) -> list[keras.Layer]:
-    """Three dense blocks; with `extras` a BatchNormalization and a Dropout among them."""
+    """Returns three dense blocks. `extras` adds a BatchNormalization and a Dropout."""
     layers: list[keras.Layer] = [L.Dense(8, activation="tanh", name="b1")]
     if extras:
         layers += [L.BatchNormalization(name="bn"), L.Dropout(0.5, name="drop")]
@@ -47,13 +47,13 @@ def functional_base(extras: bool = False) -> keras.Model:
 
 
 def nested(extras: bool = False) -> keras.Model:
-    """A functional base, called inside a functional model."""
+    """A functional base called inside a functional model."""
     inputs = keras.Input((6,))
     return keras.Model(inputs, L.Dense(1, name="head")(functional_base(extras)(inputs)))
 
 
 def flat(extras: bool = False) -> keras.Model:
-    """`Model(base.input, head(base.output))`: the base's layers are the model's own."""
+    """`Model(base.input, head(base.output))`: the base's layers belong to the model itself."""
     base = functional_base(extras)
     return keras.Model(base.input, L.Dense(1, name="head")(base.output))
 
@@ -81,7 +81,7 @@ def subclassed(extras: bool = False) -> keras.Model:
 
 
 class BaseAndHead(keras.Model):
-    """A subclassed model without a `training` argument, for steps of one's own."""
+    """A subclassed model without a `training` argument, for custom steps."""
 
     def __init__(self):
         super().__init__()
@@ -93,7 +93,7 @@ class BaseAndHead(keras.Model):
 
 
 def called_once(make: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
-    """Builds a subclassed model by a call on one row."""
+    """Builds a subclassed model by calling it on one row."""
 
     def built() -> keras.Model:
         model = make()
@@ -104,7 +104,7 @@ def called_once(make: Callable[[], keras.Model]) -> Callable[[], keras.Model]:
 
 
 class Block(L.Layer):
-    """A layer with a weight of its own and a layer inside."""
+    """A layer with its own weight and a sublayer."""
 
     def build(self, shape):
         self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
@@ -133,18 +133,18 @@ KINDS = {
 
 
 def compiled(model: keras.Model, optimizer: object = None, **kwargs: object) -> keras.Model:
-    """The model, compiled with Adam unless told, and mean squared error."""
+    """Compiles the model with mean squared error and, by default, Adam. Returns it."""
     model.compile(optimizer or keras.optimizers.Adam(RATE), kwargs.pop("loss", "mse"), **kwargs)
     return model
 
 
 def layer(model: keras.Model, name: str) -> keras.Layer:
-    """The layer of that name, at any depth."""
+    """Returns the layer of that name, at any depth."""
     return next(found for found in model._flatten_layers() if found.name == name)
 
 
 def weights(model: keras.Model) -> dict[str, np.ndarray]:
-    """Copies of all weights by "layer/variable"; models of one kind give equal keys."""
+    """Copies all weights by "layer/variable". Models of the same kind have the same keys."""
     found = {}
     for each in model._flatten_layers():
         for variable in (*each._trainable_variables, *each._non_trainable_variables):
@@ -154,12 +154,12 @@ def weights(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    """Equal to the bit."""
+    """Asserts bitwise equality."""
     assert a.keys() == b.keys()
     different = [key for key in a if not np.array_equal(a[key], b[key])]
     assert not different, different
 
 
 def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
-    """The names of the layers of which a weight is no longer the same."""
+    """Returns the names of the layers whose weights differ."""
     return {key.split("/")[0] for key in before if not np.array_equal(before[key], after[key])}

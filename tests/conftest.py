@@ -1,7 +1,7 @@
-"""Chooses a backend before Keras is imported, and which tests run there.
+"""Chooses a backend before Keras is imported, and selects the tests for it.
 
-What doesn't depend on the backend is marked `one_backend` and runs on PyTorch: it compiles nothing
-and so is the fastest. On JAX and TensorFlow, `pytest` without arguments leaves these tests out.
+Tests that don't depend on the backend are marked `one_backend`. They run on PyTorch, which is the
+fastest because it compiles nothing. `pytest` without arguments skips them on JAX and TensorFlow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import tempfile
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # The same small models are compiled over and over: JAX keeps what it compiled, for this run.
+    # The same small models are compiled many times: JAX caches the compiled code during this run.
     _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -26,19 +26,19 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 BACKEND = keras.backend.backend()
-# How hard hypothesis searches.
+# Settings for hypothesis.
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 COMMON = {"deadline": None, "suppress_health_check": SLOW}
 settings.register_profile("ci", derandomize=True, max_examples=40, **COMMON)
 settings.register_profile("quick", derandomize=True, max_examples=10, **COMMON)
 settings.register_profile("search", max_examples=200, **COMMON)
-# What hypothesis looks for hardly ever depends on the backend: PyTorch, which compiles nothing,
-# tries the most examples.
+# Its results rarely depend on the backend, so PyTorch, which compiles nothing, tries the most
+# examples.
 DEFAULT = "ci" if BACKEND == "torch" else "quick"
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", DEFAULT))
 
-# What the imports made lives as long as the process. Left out of it, a collection takes a tenth of
-# the time, and `keras.backend.clear_session` asks for one.
+# Imported objects live as long as the process. Without them, garbage collection takes a tenth of
+# the time, and `keras.backend.clear_session` collects on each call.
 gc.collect()
 gc.freeze()
 
@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     text = "one_backend(but=[]): runs on PyTorch alone, except these tests, or ids of parameters"
     config.addinivalue_line("markers", text)
-    is_worker = hasattr(config, "workerinput")  # of pytest-xdist; its files are always named
+    is_worker = hasattr(config, "workerinput")  # a pytest-xdist worker; it always gets file names
     if not is_worker and config.args_source is pytest.Config.ArgsSource.ARGS:
         config.option.every_test = True
 
@@ -73,7 +73,7 @@ def _runs_here(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True)
 def _same_seed():
-    """Each test starts from the same seed. (`clear_session` collects garbage: 0.3 s a test.)"""
+    """Each test starts from the same seed. (`clear_session` collects garbage: 0.3 s per test.)"""
     keras.utils.set_random_seed(0)
 
 

@@ -1,4 +1,4 @@
-"""Imports run one way, Keras' private names stay in two rooms, and no backend is imported."""
+"""Packages import in one direction, only two use Keras' private names, none imports a backend."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ HOME = Path(keras_freeze.__file__).parent
 FILES = sorted(HOME.rglob("*.py"))
 BACKENDS = ("tensorflow", "jax", "torch")
 
-# The rooms of the house, and which others each may use; "" is the front door, the public names.
+# The packages, and the ones each may import. "" is the top level with the public names.
 MAY_IMPORT = {
     "errors": set(),
     "graph": {"errors"},
-    "schedule": {"graph", "errors", "preview"},  # that one by Schedule.preview, when it is called
+    "schedule": {"graph", "errors", "preview"},  # Schedule.preview imports it when called
     "keras_internals": {"graph", "errors"},
     "display": {"schedule", "errors"},
     "feature_cache": {"keras_internals", "graph", "display", "errors"},
@@ -39,7 +39,7 @@ MAY_IMPORT |= {
     "demo": {"", "errors"},
     "cli": {"", "errors", "demo"},
 }
-# The folders of a room, and which others of it each may use; a file beside them counts as one.
+# The subpackages, and the ones each may import. A module next to them counts as one.
 MAY_IMPORT_WITHIN = {
     "feature_cache": {
         "not_cacheable": set(),
@@ -56,7 +56,7 @@ KNOW_KERAS_INSIDE = {"graph", "keras_internals"}
 
 
 def room_of(module: str) -> str:
-    """`keras_freeze.graph.layer_tree` is in the room "graph"."""
+    """`keras_freeze.graph.layer_tree` belongs to "graph"."""
     return [*module.split("."), ""][1]
 
 
@@ -66,7 +66,7 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of every import in a file, in functions too."""
+    """Yields (module, name) for every import in a file, including those in functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -85,7 +85,7 @@ def rooms_used_by(path: Path) -> set[str]:
 
 
 def private_names_in(path: Path) -> set[str]:
-    """Names with one leading underscore that are read on anything but `self`."""
+    """Returns names with one leading underscore that are read on anything but `self`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
@@ -112,7 +112,7 @@ def test_imports_run_one_way(path: Path):
 
 
 def modules_used_by(path: Path) -> set[str]:
-    """The modules of ours that a file imports when it is imported itself."""
+    """Returns the modules of keras_freeze that a file imports at import time."""
     known, used = {module_of(each) for each in FILES}, set()
     top = ast.parse(path.read_text(encoding="utf-8")).body
     for node in top:
@@ -146,7 +146,7 @@ def test_no_file_is_long(path: Path):
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_backend_is_imported(path: Path):
-    """But for the modules that are there for one."""
+    """Except in the modules written for one backend."""
     own = {backend_of(module_of(path))}
     assert not {module.split(".")[0] for module, _ in imports_of(path)} & set(BACKENDS) - own
 
@@ -172,7 +172,7 @@ print(json.dumps(answer))
 
 
 def test_no_other_backend_is_imported():
-    """In a process of its own; Keras itself may import jax, where it is installed."""
+    """Runs in a separate process. Keras itself may import jax if it is installed."""
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["backend"] == BACKEND

@@ -146,7 +146,7 @@ def test_of_a_base_that_was_built_in_partly_the_layers_in_the_model_count():
 
 
 def test_a_base_whose_last_blocks_are_not_used_is_frozen_and_unfrozen():
-    """A decoder takes tensors out of the middle of it, as in DeepLab and U-Net."""
+    """A decoder reads the base's intermediate outputs, as in DeepLab and U-Net."""
     base = B.functional_base(extras=True)
     first, second = (base.get_layer(name).output for name in ("b1", "b2"))
     decoded = L.Dense(4, name="decoder")(L.Concatenate()([first, second]))

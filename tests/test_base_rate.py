@@ -1,4 +1,4 @@
-"""A rate of the base's own: `base_learning_rate`."""
+"""A separate learning rate for the base: `base_learning_rate`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HYPER = {
 
 @pytest.mark.parametrize("name", HYPER)
 def test_equals_two_optimizers_by_hand(name: str):
-    """One for the head, from the start; one for the base, made when it is unfrozen."""
+    """The head has an optimizer from the start; the base gets another when it is unfrozen."""
     head, base = {"head"}, {"b0", "b1"}
     rule = getattr(reference, name)(**HYPER[name])
     run = Run(
@@ -121,7 +121,7 @@ EVERY = [
 @pytest.mark.filterwarnings("ignore:The base is")
 @pytest.mark.parametrize("name", EVERY)
 def test_every_optimizer_of_keras(name: str):
-    """The base moves as if the whole model learned at its rate, the head as if it weren't there."""
+    """The base trains as if its rate applied to the whole model; the head is unaffected."""
     if name == "Muon" and BACKEND == "tensorflow" and keras.__version__.startswith("3.12."):
         pytest.skip("Keras 3.12 can't use Muon on TensorFlow at all")
 
@@ -176,7 +176,7 @@ def test_logs_are_as_ever_where_no_stage_has_one():
 
 
 def test_beside_a_schedule_of_keras_it_is_a_ratio_to_its_first_value():
-    """As two optimizers with two schedules, a quarter apart."""
+    """Equal to two optimizers with two schedules, one at a quarter of the other's rate."""
     decay = keras.optimizers.schedules.ExponentialDecay(RATE, 2, 0.5, staircase=True)
     stages = [Stage(1, "b3", learning_rate=decay, base_learning_rate=RATE / 4)]
     logs = fit(stages, 4)
@@ -193,7 +193,7 @@ def test_a_schedule_that_begins_at_0_asks_for_a_factor():
     with pytest.raises(ScheduleError, match=re.escape("base_learning_rate={'factor': 0.1}")):
         fit([stage], 2, model=model)
     builders.assert_equal(before, builders.weights(model))
-    # The remedy.
+    # The remedy from the message.
     stage = Stage(1, "b3", learning_rate=rising, base_learning_rate={"factor": 0.25})
     logs = fit([stage], 3, model=model)
     assert logs["learning_rate"][2] > 0

@@ -1,4 +1,4 @@
-"""The benchmarks use names of ours that may move: each can be started."""
+"""The benchmarks use internal names that may move. Checks that each can be started."""
 
 from __future__ import annotations
 

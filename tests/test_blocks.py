@@ -1,4 +1,4 @@
-"""Block boundaries: where the result of one call passes, and that shares are cut only there."""
+"""Block boundaries: one call's result crosses each, and shares are cut only there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FEW = settings(max_examples=max(1, settings().max_examples // 4))
 
 
 def dense(name: str | None = None) -> Any:
-    return L.Dense(WIDTH, kernel_initializer="zeros", name=name)  # quick to build
+    return L.Dense(WIDTH, kernel_initializer="zeros", name=name)  # fast to build
 
 
 class Beside(keras.layers.Dense):
-    """Transforms its first argument; what it gets beside only scales that."""
+    """Transforms its first argument. The second only scales the result."""
 
     def __init__(self, **options: Any):
         super().__init__(WIDTH, kernel_initializer="zeros", **options)
@@ -37,7 +37,7 @@ class Beside(keras.layers.Dense):
 
 
 class IsPositive(keras.layers.Layer):
-    """A mask: booleans, so no gradient."""
+    """A boolean mask, so it has no gradient."""
 
     def call(self, inputs: Any) -> Any:
         return inputs > 0
@@ -47,10 +47,10 @@ class IsPositive(keras.layers.Layer):
 
 
 class Graph:
-    """Builds a functional model and keeps a record of its own of what was called on what.
+    """Builds a functional model and records its calls independently.
 
-    `calls` holds (leaf, input tensors, output tensor) in the order of the calls, nested models
-    expanded: their leaves are called on tensors of this graph.
+    `calls` holds (leaf, input tensors, output tensor) in call order. Nested models are expanded:
+    their leaves are called on tensors of this graph.
     """
 
     def __init__(self, inputs: int = 1):
@@ -75,7 +75,7 @@ class Graph:
         self.tensors.append(output)
 
     def calls_for(self, ends: list[Any]) -> list[tuple[Any, list[Any], Any]]:
-        """The calls that the tensors `ends` depend on."""
+        """Returns the calls that the tensors `ends` depend on."""
         needed = {id(tensor) for tensor in ends}
         used = []
         for call in reversed(self.calls):
@@ -85,7 +85,7 @@ class Graph:
         return used[::-1]
 
     def model(self, outputs: int = 1) -> keras.Model:
-        """A model of the last results, with those inputs that they depend on."""
+        """Returns a model of the last results and the inputs they depend on."""
         ends = self.tensors[len(self.inputs) :][-outputs:]
         read = {id(tensor) for call in self.calls_for(ends) for tensor in call[1]}
         inputs = [tensor for tensor in self.inputs if id(tensor) in read]
@@ -93,7 +93,7 @@ class Graph:
 
 
 def build(recipe: dict[str, Any]) -> tuple[Graph, keras.Model]:
-    """Makes a model of a recipe; each step reads tensors counted from the last one back."""
+    """Builds a model from a recipe. Each step reads tensors, counted backward from the last one."""
     graph = Graph(recipe["inputs"])
     shared = dense()
     twin = build(recipe["nested"]) if recipe["nested"] else None
@@ -147,7 +147,7 @@ RECIPES = recipes(st.none() | INNER, 1, 2)
 
 
 def leaves_of(model: keras.Model) -> list[Any]:
-    """The layers that have no layers, depth first, each once."""
+    """Returns the layers without sublayers, depth first, each once."""
     found: dict[int, Any] = {}
     for layer in _walk(model):
         found.setdefault(id(layer), layer)
@@ -166,7 +166,7 @@ Called = tuple[Any, list[Any], Any]
 
 
 def once(method: Any) -> Any:
-    """Remembers the answer for a tensor: there are many ways through a graph of additions."""
+    """Caches the answer for each tensor: a graph of additions has many paths."""
 
     def ask(self: Any, tensor: Any) -> Any:
         key = method.__name__, id(tensor)
@@ -178,11 +178,11 @@ def once(method: Any) -> Any:
 
 
 class Definition:
-    """What ties, by the ways through the calls of a model.
+    """Defines which tensors tie layers together, by following the model's calls.
 
     Args:
-        calls: (leaf, input tensors, output tensor) of each.
-        outputs: of the model.
+        calls: (leaf, input tensors, output tensor) of each call.
+        outputs: the model's outputs.
     """
 
     def __init__(self, calls: list[Called], outputs: list[Any]):
@@ -198,13 +198,13 @@ class Definition:
 
     @once
     def is_free(self, tensor: Any) -> bool:
-        """No gradient passes from it to weights."""
+        """Whether no gradient flows from it to weights."""
         leaf, read = self.maker[id(tensor)]
         return isinstance(leaf, IsPositive) or (not leaf.weights and all(map(self.is_free, read)))
 
     @once
     def is_context(self, tensor: Any) -> bool:
-        """Several layers get it beside different tensors, and nothing else reads it."""
+        """Whether it is only a second argument, in calls with different first arguments."""
         transformed = []
         for leaf, read, _ in self.readers(tensor):
             if not isinstance(leaf, Beside) or self.is_free(tensor):
@@ -214,7 +214,7 @@ class Definition:
         return several and not any(each is tensor for each in transformed)
 
     def ties(self, tensor: Any, readers: list[Called]) -> bool:
-        """Whether a tensor ties its maker to some of its readers."""
+        """Whether a tensor ties the layer that made it to some of its readers."""
         if not self.is_free(tensor):
             return bool(readers) and not self.is_context(tensor)
         alone = [call for call in readers if all(map(self.is_free, call[1]))]
@@ -226,7 +226,7 @@ class Definition:
 
     @once
     def stream(self, tensor: Any) -> frozenset[int]:
-        """The contexts that it leads to; empty for what leads to an output of the model."""
+        """Returns the contexts it leads to; empty if it leads to an output of the model."""
         if id(tensor) in self.ends and not self.is_context(tensor):
             return frozenset()
         if self.is_context(tensor):
@@ -237,7 +237,7 @@ class Definition:
 
 
 def is_start(graph: Graph, model: keras.Model, cut: int) -> bool:
-    """By definition: one call's result passes in each stream, and no layer is on both sides."""
+    """By definition: each stream passes one call's result, and no layer is on both sides."""
     place = {id(leaf): index for index, leaf in enumerate(leaves_of(model))}
     inputs = [(leaf, [], leaf.output) for leaf in model.layers if isinstance(leaf, L.InputLayer)]
     calls = [*inputs, *graph.calls_for(model.outputs)]
@@ -246,7 +246,7 @@ def is_start(graph: Graph, model: keras.Model, cut: int) -> bool:
     crossing: dict[int, tuple[Any, list[Called]]] = {id(made): (made, []) for *_, made in calls}
     for leaf, read, made in calls:
         is_behind = place[id(leaf)] >= cut or any(id(tensor) in behind for tensor in read)
-        begins = all(map(rules.is_free, read))  # an embedding may be called again, later
+        begins = all(map(rules.is_free, read))  # an embedding may be called again later
         if leaf.weights and not begins and is_behind != (place[id(leaf)] >= cut):
             return False
         behind |= {id(made)} if is_behind else set()
@@ -268,7 +268,7 @@ def starts_by_definition(graph: Graph, model: keras.Model) -> set[int]:
 
 
 def starts(model: keras.Model) -> set[int]:
-    """As positions among the layers that can be chosen, without the one behind them all."""
+    """Returns positions among the selectable layers, without the end."""
     leaves = leaves_of(model)
     found = {len(without_inputs(leaves[:start])) for start in block_starts(model)}
     return found - {len(without_inputs(leaves))}
@@ -294,7 +294,7 @@ def test_block_starts_of_models_with_several_inputs(recipe: dict[str, Any]):
 @example({"inputs": 1, "outputs": 1, "nested": SKIP, "steps": [("nested", 0, 0)]})
 def test_a_nested_model_with_several_inputs_is_not_split(recipe: dict[str, Any]):
     graph, model = build(recipe)
-    assert starts(model) <= starts_by_definition(graph, model)  # some in it may not be found
+    assert starts(model) <= starts_by_definition(graph, model)  # it may not find all of them
 
 
 @FEW
@@ -306,7 +306,7 @@ def test_a_share_is_cut_at_the_nearest_start(recipe: dict[str, Any], share: int)
         start: sum(bool(layer.weights) for layer in layers[start:])
         for start in starts_by_definition(graph, model)
     }
-    assume(counts[0])  # a graph of additions alone has no weights to share
+    assume(counts[0])  # a graph with additions only has no weights to share
     wanted = max(1, math.floor(share * counts[0] / 100 + 0.5))
 
     found = select_layers(model, f"{share}%")
@@ -371,7 +371,7 @@ def test_a_subclassed_model_is_cut_between_its_own_layers_only():
 
 
 def test_a_late_second_input_does_not_hold_the_whole_base_together():
-    """Images, and a few numbers about each that join the head: the images' path has its blocks."""
+    """Images, with some numbers for each that join at the head: the image path keeps its blocks."""
     image, numbers = keras.Input((WIDTH,)), keras.Input((WIDTH,))
     x = image
     for name in ("d1", "d2", "d3"):
@@ -395,7 +395,7 @@ def residual() -> keras.Model:
     ("share", "first"),
     [
         ("1%", "top"),
-        ("20%", "top"),  # 2 of 8 layers would begin in the middle of r3: 1 is as near as 3
+        ("20%", "top"),  # 2 of 8 layers would start inside r3; 1 is as near as 3
         ("30%", "top"),
         ("40%", "r3_a"),
         ("50%", "r3_a"),

@@ -1,4 +1,4 @@
-"""KerasHub's backbones: a block for each transformer layer, whatever else all layers read."""
+"""KerasHub's backbones: one block for each transformer layer, even if all layers share an input."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ MORE: dict[str, dict[str, Any]] = {
         "decoder_num_heads": 2,
     },
 }
-# The names of the layers of an encoder or a decoder, in order; "{}" is the number.
+# The names of an encoder's or a decoder's layers, in order. "{}" is the number.
 STACKS = {
     "Bart": ["transformer_encoder_layer_{}", "transformer_decoder_layer_{}"],
     "Bert": ["transformer_layer_{}"],
@@ -107,7 +107,7 @@ NAMES = list(STACKS)
 
 
 def backbone(name: str) -> keras.Model:
-    """A tiny one with random weights. KerasHub is slow to import, and imports TensorFlow."""
+    """Returns a tiny one with random weights. KerasHub is slow to import and loads TensorFlow."""
     keras_hub = pytest.importorskip("keras_hub", exc_type=ImportError)
     if not hasattr(keras_hub.models, f"{name}Backbone"):
         pytest.skip(f"KerasHub {keras_hub.__version__} has no {name}Backbone")
@@ -120,7 +120,7 @@ def backbone(name: str) -> keras.Model:
 
 
 def layers_of(name: str) -> list[str]:
-    """The paths of the transformer layers; some count from 1."""
+    """Returns the paths of the transformer layers. Some count from 1."""
     return [
         stack.replace("{1}", "{}").format(number + ("{1}" in stack))
         for stack in STACKS[name]
@@ -129,7 +129,7 @@ def layers_of(name: str) -> list[str]:
 
 
 def holders(tree: LayerTree, leaves: list[Any], names: list[str]) -> set[str]:
-    """Which of the transformer layers are, or hold, some leaves."""
+    """Returns the transformer layers that are, or contain, some of the leaves."""
     paths = [f"{path}/" for leaf in leaves for path in tree.paths(leaf)]
     return {name for name in names if any(path.startswith(f"{name}/") for path in paths)}
 
@@ -164,7 +164,7 @@ def bert() -> keras.Model:
     return backbone("Bert")
 
 
-# Bloom and SmolLM3 make layers that they never call: a share can't count those.
+# Bloom and SmolLM3 create layers that they never call. A share can't count those.
 UNBUILT = ("Bloom", "SmolLM3")
 ONE_STACK = [name for name in NAMES if len(STACKS[name]) == 1 and name not in UNBUILT]
 
@@ -188,7 +188,7 @@ def test_embeddings_and_pooler_are_blocks(bert: keras.Model):
 
 
 def unfrozen(model: keras.Model, schedule: Schedule) -> list[int]:
-    """How many transformer layers each stage selects."""
+    """Returns how many transformer layers each stage selects."""
     tree, names = LayerTree(model), layers_of("Bert")
     return [len(holders(tree, select_layers(model, s.unfreeze), names)) for s in schedule]
 
@@ -237,7 +237,7 @@ def test_a_stack_in_a_sequential_model_has_its_blocks():
 
 
 def test_layers_whose_results_are_all_read_at_the_end_are_tied():
-    """What a decoder reads of each layer is a skip connection around those above it."""
+    """If a decoder reads a layer's output, that is a skip connection around the layers above it."""
     encoder = backbone("DINOV2").get_layer("encoder")
     inputs = keras.Input((5, 16))
     x, pyramid = encoder(inputs)

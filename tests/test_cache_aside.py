@@ -1,4 +1,4 @@
-"""C5: what can't be cached runs uncached and right, with one CacheWarning that says why."""
+"""C5: what can't be cached trains correctly uncached, with one CacheWarning that says why."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.one_backend(
 
 
 def check_aside(run: Run, reason: str, *, same: bool = True) -> BottleneckCache:
-    """The run is the one without the cache, and warns once."""
+    """The run equals the one without the cache, and warns once."""
     expected, expected_weights = run.fit(None)
     cache = BottleneckCache(verbose=0)
     with warnings.catch_warnings(record=True) as caught:
@@ -52,7 +52,7 @@ def check_aside(run: Run, reason: str, *, same: bool = True) -> BottleneckCache:
 
 
 def behind(*layers: keras.layers.Layer) -> keras.Model:
-    """Layers in front of the base."""
+    """Returns a model with layers before the base."""
     inputs = outputs = keras.Input((6,))
     for layer in layers:
         outputs = layer(outputs)
@@ -67,7 +67,7 @@ def frozen_by_hand(names: set[str]) -> keras.Model:
 
 
 class Counting(keras.layers.Layer):
-    """Its state moves in each call."""
+    """Its state changes in each call."""
 
     def build(self, shape):
         self.count = self.add_weight(shape=(), initializer="zeros", trainable=False, name="count")
@@ -89,7 +89,7 @@ class Penalised(keras.layers.Layer):
 
 
 class Trusting(keras.layers.Layer):
-    """Does something else in training."""
+    """Behaves differently in training."""
 
     def call(self, inputs, training=None):
         return inputs * 2.0 if training else inputs
@@ -140,7 +140,7 @@ CASES: dict[str, tuple[Run, str]] = {
 
 
 TRACED = ("state that moves", "adds to the loss", "dropout left on")
-# With validation_data, that would be served: see test_cache_validation.py.
+# With validation_data, validation would use the cache: see test_cache_validation.py.
 IN_TRAINING = ("dropout left on", "noise in front", "tells training")
 
 
@@ -153,7 +153,7 @@ def test_what_is_in_the_model(name: str):
 
 
 class OwnFront(keras.Model):
-    """A subclassed model that does something before its base."""
+    """A subclassed model that calls a layer before its base."""
 
     def __init__(self, front: keras.layers.Layer):
         super().__init__()
@@ -177,7 +177,7 @@ def test_what_is_in_a_subclassed_model():
 
 
 class Loose(keras.Model):
-    """Its base is two layers that nothing but the model holds."""
+    """Its base is two layers that only the model holds."""
 
     def __init__(self):
         super().__init__()
@@ -207,7 +207,7 @@ def augmented() -> Any:
 
 
 class Augmented(keras.utils.PyDataset):
-    """Other rows in each epoch."""
+    """Different rows in each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -225,13 +225,13 @@ def test_inputs_that_differ_in_each_epoch():
     options = {"batch_size": None, "epochs": 6}
     run = Run(data=lambda: (Augmented(),), options=options)
     cache = check_aside(run, "inputs differ in each epoch")
-    assert cache.stats.misses == 32 + 24  # seen in the middle of the second epoch
+    assert cache.stats.misses == 32 + 24  # noticed in the middle of the second epoch
     options |= {"steps_per_epoch": 4, "epochs": 8}
     check_aside(Run(data=lambda: (augmented(),), options=options), "inputs differ in each epoch")
 
 
 class Touch(keras.callbacks.Callback):
-    """Calls something when epoch 2 begins."""
+    """Calls a function when epoch 2 begins."""
 
     def __init__(self, action: Any):
         super().__init__()
@@ -283,13 +283,13 @@ def mixes(x: Any) -> Any:
 
 
 def test_features_that_depend_on_the_batch():
-    """Shuffled, so that the second epoch has other batches."""
+    """Shuffled, so the second epoch has different batches."""
     run = Run(lambda: base_with(L.Lambda(mixes, output_shape=(8,), name="own")))
     check_aside(run, "depend on the other rows of the batch")
 
 
 def test_random_functions_that_nothing_tells_of():
-    """It isn't the same run, as random numbers are drawn once more; but none is used twice."""
+    """Random numbers are drawn once more, so the run differs; but none is used twice."""
     calls: list[int] = []
 
     def noisy(x: Any) -> Any:
@@ -301,7 +301,7 @@ def test_random_functions_that_nothing_tells_of():
 
 
 def test_functions_that_change_later():
-    """What isn't known to be deterministic is looked at in each epoch."""
+    """Code that isn't known to be deterministic is checked in each epoch."""
     scale = [1.0]
 
     def callbacks() -> list[Any]:
@@ -367,7 +367,7 @@ def test_features_that_are_not_numbers_are_reported_and_served():
 
 
 class OtherInputs(keras.Model):
-    """A train step that calls the model on something else than the batch."""
+    """A train step that calls the model on inputs other than the batch."""
 
     def train_step(self, *arguments):
         *state, (x, y) = arguments
@@ -391,7 +391,7 @@ def flipped() -> keras.Model:
 
 
 class Prompted(keras.Model):
-    """A weight of its own, which is trained in front of the frozen base."""
+    """It has its own weight, which is trained before the frozen base."""
 
     def __init__(self):
         super().__init__(name="prompted")
@@ -404,7 +404,7 @@ class Prompted(keras.Model):
 
 
 class Flipping(keras.Model):
-    """Random code of its own in front of the base, which seldom does anything."""
+    """It runs random code before the base, which rarely changes the inputs."""
 
     def __init__(self):
         super().__init__()
@@ -427,7 +427,7 @@ def test_what_a_subclassed_model_does_itself(make: Any, reason: str):
 
 
 class BaseAlone(builders.BaseAndHead):
-    """A train step that never calls the model, only its layers, on other inputs."""
+    """A train step that calls only the model's layers, on other inputs."""
 
     def train_step(self, *arguments):
         *state, (x, y) = arguments
@@ -487,7 +487,7 @@ def test_a_step_that_never_calls_the_model():
 @pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch's tensors can be changed in place")
 @pytest.mark.parametrize("source", ["arrays", "batches"])
 def test_a_batch_that_is_changed_in_place(source: str):
-    """The step in which the cache steps aside gets the batch as it was."""
+    """In the step where the cache steps aside, the model gets the original batch."""
 
     class Batches(keras.utils.PyDataset):
         def __len__(self):

@@ -1,4 +1,4 @@
-"""Random code that runs in validation too: no draw of the cache's may change the run."""
+"""Random code that also runs in validation: the cache's own draws must not change the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.reference.cached import Run, X, Y
 from tests.test_cache_aside import behind, own_front
 from tests.test_cache_validation import OPTIONS, check_aside
 
-# On PyTorch Dropout draws from PyTorch's generator, and the state of Keras' own stays as it is.
+# On PyTorch, Dropout uses PyTorch's generator, and the state of Keras' own doesn't change.
 CODE = "random code runs before the base or in it: "
 SOURCES = {
     "nothing else": {},
@@ -25,7 +25,7 @@ SOURCES = {
 
 
 class MonteCarlo(L.Dropout):
-    """Dropout that is on whatever it is told."""
+    """Dropout that is always on."""
 
     def call(self, inputs, training=False):
         return super().call(inputs, training=True)
@@ -39,7 +39,7 @@ def in_the_base() -> keras.Model:
 
 
 class Drawing(keras.Model):
-    """It draws in each call, and then calls a layer that stays random in validation."""
+    """It draws in each call, then calls a layer that is random in validation too."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class Drawing(keras.Model):
 
 
 class Dropping(Drawing):
-    """Its draws are those of Dropout."""
+    """It draws with dropout."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ def test_dropout_of_the_base_that_is_always_on(source: str):
 @pytest.mark.parametrize("source", ["nothing else", "validation"])
 @pytest.mark.parametrize("kind", [Drawing, Dropping])
 def test_draws_before_what_is_in_the_way(kind: Any, source: str):
-    """The draws are made again by the model's own step."""
+    """The model's own step draws the same numbers again."""
     run = Run(lambda: built(kind), options=SOURCES[source], frozen=frozen)
     check_aside(run, "'noise' is called before 'base'")
 

@@ -33,7 +33,7 @@ STAGES = {1: "b3", 3: "b2"}
 @pytest.mark.parametrize("stages", [None, STAGES], ids=["head", "stages"])
 @pytest.mark.parametrize("kind", builders.KINDS)
 def test_every_kind_of_model(kind: str, stages: Any):
-    """With validation in batches of another size."""
+    """The validation batches have a different size."""
     options = {"validation_data": VAL, "validation_batch_size": 4}
     run = Run(lambda: builders.KINDS[kind](extras=True), stages=stages, options=options)
     run.traced = kind in ("nested", "subclassed")
@@ -43,14 +43,14 @@ def test_every_kind_of_model(kind: str, stages: Any):
 
 
 def two_inputs() -> keras.Model:
-    """An image goes through the base, numbers straight to the head."""
+    """An image goes through the base, numbers go directly to the head."""
     image, numbers = keras.Input((6,), name="image"), keras.Input((3,), name="numbers")
     both = L.Concatenate()([builders.functional_base()(image), numbers])
     return keras.Model({"image": image, "numbers": numbers}, L.Dense(1, name="head")(both))
 
 
 def residual(blocks: int = 3) -> keras.Model:
-    """A flat residual network; a skip passes every possible cut."""
+    """A flat residual network. A skip connection crosses every possible cut."""
     first = outputs = keras.Input((6,))
     for block in range(1, blocks + 1):
         inner = L.Dense(6, activation="tanh", name=f"b{block}")(outputs)
@@ -84,7 +84,7 @@ def opaque() -> keras.Model:
 
 
 class OpaqueInOpaque(keras.Model):
-    """Nothing can be read; the base stands behind code that isn't a layer."""
+    """Neither graph can be read, and code that isn't a layer comes before the base."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +107,7 @@ def dict_data() -> Any:
 
 
 def two_branches() -> keras.Model:
-    """Once "right" is thawed, what is kept depends on one of the inputs alone."""
+    """Once "right" is unfrozen, the cached features depend on one input only."""
     left, right = keras.Input((6,), name="left"), keras.Input((6,), name="right")
     branches = [L.Dense(4, name="l")(left), L.Dense(4, name="r")(right)]
     return keras.Model([left, right], L.Dense(1, name="head")(L.Concatenate()(branches)))
@@ -184,7 +184,7 @@ def batches(times: int = 100) -> Any:
 
 
 def tensors() -> Any:
-    """The backend's own loader, shuffled."""
+    """Returns the backend's own loader, shuffled."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -246,7 +246,7 @@ def test_class_weights():
 
 
 def test_a_last_partial_batch_is_right_within_rounding():
-    """A row may be computed in a batch of another size than without the cache."""
+    """A row may be computed in a batch of a different size than without the cache."""
     run = Run(data=lambda: builders.data(30), stages=STAGES, traced=True)
     check(run, exact=False)
 
@@ -285,7 +285,7 @@ IN_ORDER: dict[str, Run] = {
 
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_rows_in_plain_order(name: str, monkeypatch: Any):
-    """They skip Keras' loader, and several batches of the prefix run at once."""
+    """Keras' loader isn't used, and several batches of the prefix run together."""
     monkeypatch.setattr(get_or_compute_features, "AT_ONCE", 3)
     run = IN_ORDER[name]
     run.options = PLAIN | run.options
@@ -298,7 +298,7 @@ def test_rows_in_plain_order(name: str, monkeypatch: Any):
 @pytest.mark.one_backend(but=["2"])
 @pytest.mark.parametrize("at_once", [1, 2, 4])
 def test_batches_of_the_prefix_that_run_at_once(at_once: int, monkeypatch: Any):
-    """Shuffled rows: those that are computed ahead come in any later batch."""
+    """Shuffled: rows computed ahead may appear in any later batch."""
     monkeypatch.setattr(get_or_compute_features, "AT_ONCE", at_once)
     stats = check(Run(stages=STAGES, options={"validation_data": VAL}, traced=True))
     assert stats.hits + stats.misses == 5 * 44
@@ -306,7 +306,7 @@ def test_batches_of_the_prefix_that_run_at_once(at_once: int, monkeypatch: Any):
 
 
 def words() -> keras.Model:
-    """Masks come with the features of the frozen part."""
+    """The features of the frozen part have masks."""
     inputs = keras.Input((5,), dtype="int32")
     embedding = L.Embedding(7, 4, mask_zero=True, name="embedding")
     base = keras.Model(inputs, L.Dense(4, name="b1")(embedding(inputs)), name="base")
@@ -320,7 +320,7 @@ def test_features_with_masks():
     rows = rng.integers(0, 7, (32, 5)).astype("int32")
     rows[:, 3:] = 0
     stats = check(Run(words, data=lambda: (rows, Y), traced=True))
-    assert stats.bytes == stats.rows * (5 * 4 * 4 + 5)  # a byte of mask a word
+    assert stats.bytes == stats.rows * (5 * 4 * 4 + 5)  # one byte of mask for each word
 
 
 @pytest.mark.one_backend
@@ -331,14 +331,14 @@ def test_a_run_that_begins_late():
 @pytest.mark.one_backend(but=["20"])
 @pytest.mark.parametrize("rows", [17, 20, 31])
 def test_a_last_batch_of_the_prefix_that_is_not_full(rows: int, monkeypatch: Any):
-    """Shuffled: what is computed ahead runs out before the epoch does."""
+    """Shuffled: the rows computed ahead run out before the epoch ends."""
     monkeypatch.setattr(get_or_compute_features, "AT_ONCE", 2)
     data = builders.data(rows)
     check(Run(data=lambda: data, traced=True), exact=False)
 
 
 class Recompile(keras.callbacks.Callback):
-    """Compiles the model in the middle, with another loss."""
+    """Compiles the model during `fit`, with another loss."""
 
     def __init__(self, hook: str):
         super().__init__()
@@ -360,7 +360,7 @@ def test_a_callback_that_compiles(hook: str):
 
 @pytest.mark.one_backend
 def test_a_loss_that_calls_the_base():
-    """As a perceptual loss does: then nothing of the base is hidden from Keras."""
+    """As a perceptual loss does. Then no layer of the base is hidden from Keras."""
     made: list[keras.Model] = []
 
     def make() -> keras.Model:
@@ -375,7 +375,7 @@ def test_a_loss_that_calls_the_base():
 
 
 def sequences() -> keras.Model:
-    """Their features aren't contiguous on PyTorch, where masks are drawn in memory order."""
+    """On PyTorch the features aren't contiguous, and masks are drawn in memory order."""
     base = keras.Sequential([keras.Input((6, 1)), L.LSTM(5, return_sequences=True)], name="base")
     tail = [L.Reshape((6, 1)), base, L.Dropout(0.3), L.Flatten(), L.Dense(1, name="head")]
     return keras.Sequential([keras.Input((6,)), *tail])
@@ -386,7 +386,7 @@ def test_random_masks_behind_the_cut():
 
 
 class OwnBaseCall(builders.BaseAndHead):
-    """A train step that calls the base itself, on other inputs, before the model."""
+    """A train step that calls the base directly, on other inputs, before the model."""
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         again = keras.ops.mean(self.base(x * 0.5))
@@ -400,13 +400,13 @@ def test_a_step_that_calls_the_base_itself():
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has no steps_per_execution on PyTorch")
 def test_several_steps_in_one_execution():
-    """The last execution is a partial one."""
+    """The last execution has fewer steps."""
     data = X[:24], Y[:24]
     check(Run(data=lambda: data, stages=STAGES, compile={"steps_per_execution": 2}, traced=True))
 
 
 class OwnStep(keras.Model):
-    """A train step that reads its inputs: an autoencoder's loss beside the model's own."""
+    """A train step that reads its inputs: it adds an autoencoder's loss to the model's loss."""
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training=training)
@@ -424,7 +424,7 @@ def test_a_loss_that_reads_the_inputs():
 
 
 class Twice(keras.Model):
-    """A step of its own that calls the model a second time, on other inputs."""
+    """A custom step that calls the model a second time, on other inputs."""
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         again = self(x * 0.5, training=training)
@@ -437,7 +437,7 @@ def twice() -> keras.Model:
 
 
 class Siamese(builders.BaseAndHead):
-    """Code that calls its base twice: only the first call can be served."""
+    """Code that calls its base twice. The cache can serve only the first call."""
 
     def call(self, inputs):
         return self.head(self.base(inputs) - self.base(-inputs))
@@ -446,9 +446,9 @@ class Siamese(builders.BaseAndHead):
 @pytest.mark.one_backend
 @pytest.mark.parametrize("make", [twice, builders.called_once(Siamese)], ids=["graph", "code"])
 def test_what_is_called_twice_in_a_step(make: Any):
-    """In full batches: TensorFlow's graph optimiser rounds a step on an open number of rows anew.
+    """Full batches only: TensorFlow's graph optimizer rounds differently if the batch size is open.
 
-    With all of its rewriting switched off (`disable_meta_optimizer`) partial ones are equal too.
+    With its rewriting disabled (`disable_meta_optimizer`), partial batches are equal too.
     """
     options = {"validation_data": builders.data(16, seed=5)}
     check(Run(make, stages=STAGES, options=options, traced=True))
@@ -478,7 +478,7 @@ def test_reduced_precision(dtype: str, tolerance: float):
 
 
 def test_a_change_that_nobody_announced():
-    """Right, with one new pass; freezing again costs another one at most."""
+    """Correct, with one new pass. Freezing again costs at most one more."""
 
     class Thaw(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -532,12 +532,12 @@ class Graph:
     """A random graph of layers.
 
     Attributes:
-        calls: for each call, which layer it is (a repeated number is a shared layer) and which
-            earlier tensors it reads.
-        kinds: of the layers: "dense", "norm", "drop".
-        inputs: how many there are.
-        thawed: the dense layers that the stage at epoch 1 thaws.
-        rows: of data, 4 are a batch.
+        calls: for each call, its layer (a repeated number is a shared layer) and the earlier
+            tensors it reads.
+        kinds: the kind of each layer: "dense", "norm" or "drop".
+        inputs: number of inputs.
+        thawed: the dense layers that the stage at epoch 1 unfreezes.
+        rows: number of rows; a batch has 4.
         picks: which of 8 different rows each row is.
         traced: whether steps are traced.
     """
@@ -603,12 +603,12 @@ def graphs(draw: Any) -> Graph:
 @given(graphs())
 @examples(8)
 def test_random_graphs(graph: Graph):
-    """Branches, skips, shared layers, several inputs, repeats in the data."""
+    """Branches, skip connections, shared layers, several inputs, repeated rows."""
     run = graph.run()
     expected, expected_weights = run.fit(None)
     cache = BottleneckCache(verbose=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CacheWarning)  # no weights in front of the head
+        warnings.simplefilter("ignore", CacheWarning)  # no weights before the head
         history, weights = run.fit(cache)
     compare(history, expected, exact=True)
     compare(weights, expected_weights, exact=True)

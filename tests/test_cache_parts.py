@@ -1,4 +1,4 @@
-"""The parts of the cache alone: cuts, keys, the store, budgets; and what it tells and leaves."""
+"""The cache's parts: cuts, keys, the store, budgets, what it reports and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.one_backend(
 
 
 def cuts(model: keras.Model, *thawed: set[str]) -> list[list[str]]:
-    """What is kept in the first of some stages, by the names of the layers that train in each."""
+    """Returns what the first stage caches, given the names of the layers each stage trains."""
     program, tree = read_program(model), LayerTree(model)
     flags = [{id(leaf): leaf.name in names for leaf in tree.leaves} for names in thawed]
     base = {id(leaf) for leaf in tree.leaves}
@@ -113,7 +113,7 @@ def test_keys_know_shape_and_dtype_and_order_of_arrays():
 
 @given(st.data())
 def test_the_store_is_a_dictionary(data: Any):
-    """Rows come back by their key, in any order, whatever was added when."""
+    """It returns rows by key, in any order, however they were added."""
     room, expected = data.draw(st.integers(0, 300)), data.draw(st.none() | st.integers(1, 200))
     store = MemoryStore(max_bytes=room * 24, rows=expected)
     model: dict[bytes, int] = {}
@@ -205,7 +205,7 @@ def test_the_counts():
     assert (stats.hits, stats.misses, stats.rows, stats.bytes) == (132, 44, 44, 44 * 32)
     assert (stats.base_passes, stats.cuts) == (1.0, {0: ["b3"], 1: ["b2"]})
     assert (stats.enabled, stats.reason) == (True, "")
-    fit(cache)  # an instance can be used again, and counts anew
+    fit(cache)  # an instance can be used again, and counts from zero
     assert (cache.stats.hits, cache.stats.misses, cache.stats.base_passes) == (132, 44, 1.0)
 
 
@@ -220,9 +220,9 @@ def test_a_cache_alone_is_not_seen_in_the_history():
 @pytest.mark.parametrize("call", [1, 3, 9])
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_epoch_end"])
 def test_nothing_is_left_on_the_model(hook: str, call: int):
-    """Also if another callback raises in the middle; then the next fit and evaluate are right."""
+    """Even if another callback raises during `fit`. The next fit and evaluate are correct."""
     model = made(traced=call == 3)
-    with contextlib.suppress(KeyboardInterrupt):  # the last ones don't come to be
+    with contextlib.suppress(KeyboardInterrupt):  # the last calls may not happen
         fit(BottleneckCache(verbose=0), model, raise_in(hook, KeyboardInterrupt, call))
     assert traces(model) == []
     assert builders.layer(model, "base").get_layer("b1") in model._flatten_layers()

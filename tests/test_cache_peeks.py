@@ -1,6 +1,6 @@
-"""C3 for whoever else takes a batch while rows are fed by number: it holds rows, and nothing moves.
+"""C3 if other code takes a batch while rows are fed by number: it gets rows, and nothing changes.
 
-Keras takes one to build a model symbolically; a model or a callback of the user's may take any.
+Keras takes one to build a model symbolically. A custom model or callback may take any.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tests.test_cache_aside import check_aside
 from tests.test_cache_parity import two_inputs
 
 Batch = tuple[Any, np.ndarray]
-VAL = builders.data(16, seed=5)  # full batches: TensorFlow rounds partial ones otherwise
+VAL = builders.data(16, seed=5)  # full batches: TensorFlow rounds partial ones differently
 
 
 @pytest.fixture(autouse=True)
 def _one_batch_at_once(monkeypatch: pytest.MonkeyPatch):
-    """TensorFlow rounds larger batches of the prefix otherwise on some CPUs."""
+    """On some CPUs, TensorFlow rounds larger batches of the prefix differently."""
     monkeypatch.setattr(get_or_compute_features, "AT_ONCE", 1)
 
 
 def over(kind: Any) -> Any:
-    """Makes a model of a class over a base that is nested in it."""
+    """Returns a function that makes a model of this class with a nested base."""
 
     def make() -> keras.Model:
         inputs = keras.Input((6,))
@@ -51,7 +51,7 @@ def subclassed(kind: Any) -> Any:
 
 
 def batch_of(data: Any) -> Batch:
-    """The first batch in what an epoch iterator hands to a step, as NumPy arrays."""
+    """Returns the first batch that an epoch iterator passes to a step, as NumPy arrays."""
     batch = data[0] if isinstance(data, (list, tuple)) else next(data)
     return keras.tree.map_structure(lambda leaf: np.array(keras.ops.convert_to_numpy(leaf)), batch)
 
@@ -61,20 +61,20 @@ def first_batch(iterator: Any) -> Batch:
 
 
 def assert_rows(batch: Batch, x: np.ndarray = X, y: np.ndarray = Y) -> None:
-    """Each row is one of the arrays, beside its own target."""
+    """Each row comes from the arrays, with its own target."""
     places = [np.flatnonzero(y == target).item() for target in batch[1]]
     assert np.array_equal(batch[0], x[places])
 
 
 def check_twice(run: Run, seen: list[Any], **options: Any) -> None:
-    """As `check`; what was seen is the same with the cache and without."""
+    """Like `check`, and what was seen is the same with and without the cache."""
     check(run, **options)
     without, within = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     assert seen
     assert without == within
 
 
-# Keras builds a model whose losses, metrics or layers are unbuilt, on a batch of the validation
+# Keras uses a validation batch to build a model with unbuilt losses, metrics or layers
 
 
 class OwnLoss(keras.Model):
@@ -90,7 +90,7 @@ class OwnLossOverBase(builders.Subclassed):
 
 
 class Recompile(keras.callbacks.Callback):
-    """New metrics, which are unbuilt when the validation of an epoch begins."""
+    """Compiles new metrics, which are unbuilt when an epoch's validation begins."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 2:
@@ -132,7 +132,7 @@ def test_models_that_keras_builds_under_a_strategy(shuffle: bool):
 
 
 class Reads(keras.Model):
-    """Looks at the batches of a validation before it evaluates."""
+    """Reads the validation batches before it evaluates."""
 
     seen: list[Any]
 
@@ -145,7 +145,7 @@ class Reads(keras.Model):
 
 
 class ReadsBehindHooks(keras.Model):
-    """A validation of its own that calls all hooks, and never the test function."""
+    """A custom validation that calls all hooks, but not the test function."""
 
     seen: list[Any]
 
@@ -171,7 +171,7 @@ def test_a_model_that_reads_the_validation(kind: Any, monkeypatch: pytest.Monkey
 
 
 class Reader(keras.callbacks.Callback):
-    """Takes a batch of training at the end of each epoch, and of the validation."""
+    """Takes a training batch and a validation batch at the end of each epoch."""
 
     def __init__(self, seen: list[Any]):
         super().__init__()
@@ -194,7 +194,7 @@ class Reader(keras.callbacks.Callback):
 @pytest.mark.parametrize("more", [{}, {"steps_per_epoch": 3}], ids=["epochs", "steps"])
 @pytest.mark.parametrize("shuffle", [True, False, "batch"])
 def test_a_callback_that_reads_both_iterators(shuffle: Any, more: dict[str, Any]):
-    """Each of its batches is one less for the training where an iterator runs on."""
+    """If one iterator spans several epochs, training has one batch less for each one taken."""
     seen: list[Any] = []
     options = {"validation_data": VAL, "validation_batch_size": 4, "shuffle": shuffle} | more
     frozen = lambda: [FreezeBase(), Reader(seen)]  # noqa: E731
@@ -202,7 +202,7 @@ def test_a_callback_that_reads_both_iterators(shuffle: Any, more: dict[str, Any]
 
 
 class Kinds(Reader):
-    """Notes of what classes and dtypes the arrays of a batch are."""
+    """Records the classes and dtypes of a batch's arrays."""
 
     def on_epoch_end(self, epoch, logs=None):
         data = next(iter(self.iterator))[2]
@@ -215,14 +215,14 @@ class Kinds(Reader):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_batches_are_of_the_classes_that_keras_hands_out(shuffle: bool):
-    """NumPy rounds otherwise than JAX where a step isn't compiled."""
+    """NumPy rounds differently from JAX if a step isn't compiled."""
     seen: list[Any] = []
     frozen = lambda: [FreezeBase(), Kinds(seen)]  # noqa: E731
     check_twice(Run(frozen=frozen, options={"shuffle": shuffle}), seen)
 
 
 class Asks(keras.callbacks.Callback):
-    """Uses the arrays that are being fed, and Keras' iterator over them."""
+    """Uses the arrays being fed, and Keras' iterator over them."""
 
     def __init__(self, seen: list[Any]):
         super().__init__()
@@ -244,7 +244,7 @@ def test_a_callback_that_evaluates_on_the_same_arrays(shuffle: bool):
 
 
 class Breaks(keras.callbacks.Callback):
-    """Ctrl-C in the middle of an epoch that is fed by number."""
+    """Raises KeyboardInterrupt in the middle of an epoch that is fed by number."""
 
     def __init__(self, hook: str):
         super().__init__()
@@ -263,7 +263,7 @@ class Breaks(keras.callbacks.Callback):
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
 def test_what_an_interrupted_fit_leaves(hook: str, shuffle: bool):
-    """Iterators that someone kept hold rows; the next fit is as any."""
+    """Iterators kept by other code yield rows, and the next fit works as usual."""
     model, breaks = builders.compiled(builders.nested()), Breaks(hook)
     ours: list[Any] = [FreezeBase(), BottleneckCache(verbose=0)]
     options: dict[str, Any] = {"batch_size": 8, "verbose": 0, "shuffle": shuffle}
@@ -279,7 +279,7 @@ def test_what_an_interrupted_fit_leaves(hook: str, shuffle: bool):
 
 
 class OwnFunction(keras.Model):
-    """Reads the batches before the step does."""
+    """Reads the batches before the step."""
 
     def make_train_function(self, force=False):
         super().make_train_function(force)
@@ -295,14 +295,14 @@ class OwnFunction(keras.Model):
 
 
 def test_a_train_function_that_reads_the_batches():
-    """Batches that are served hold features: they aren't for it."""
+    """Cached batches contain features, which the function must not get."""
     options = {"batch_size": len(Y), "epochs": 3}
     run = Run(over(OwnFunction), options=options)
     check_aside(run, "the model overrides `make_train_function`, which may read batches")
 
 
 def test_a_step_that_no_hook_announces(monkeypatch: pytest.MonkeyPatch):
-    """A list of callbacks that leaves out batches: what is handed to the plain step holds rows."""
+    """The callback list omits batch hooks: the plain step gets rows."""
 
     class Silent(keras.callbacks.CallbackList):
         def on_train_batch_begin(self, batch, logs=None):

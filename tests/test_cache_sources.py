@@ -1,4 +1,4 @@
-"""C3 whatever hands out the rows, drawn by hypothesis: History and weights with and without."""
+"""C3 for any source of rows, drawn by hypothesis: results with the cache and without are equal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.reference.cached import Run, check
 from tests.reference.search import examples
 from tests.test_cache_parity import two_inputs
 
-DIFFERENT = 9  # rows there are to pick from
+DIFFERENT = 9  # number of rows to pick from
 OWN = {"tensorflow": ["tf.data"], "torch": ["DataLoader"], "jax": []}[BACKEND]
 SOURCES = ["arrays", "PyDataset", "PyDataset, workers", "generator", *OWN]
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of arrays, in order; the last one may be smaller."""
+    """Batches of arrays, in order. The last one may be smaller."""
 
     def __init__(self, arrays: tuple[Any, ...], batch: int, **options: Any):
         super().__init__(**options)
@@ -42,22 +42,22 @@ class Batches(keras.utils.PyDataset):
 
 @dataclass(frozen=True)
 class Feed:
-    """One way of handing rows to `fit`.
+    """One way to pass rows to `fit`.
 
     Attributes:
-        source: of SOURCES.
+        source: one of SOURCES.
         picks: which of the different rows each training row is.
-        held: the same for the validation rows; none = no validation.
-        split: validation rows are the last third of the training arrays instead.
-        batch: rows of a batch, of training and of validation.
-        shuffle: as in `fit`; or whether the loader shuffles.
-        weighted: with sample weights.
-        nested: `x` is a dict of two inputs, of which the base sees one.
-        dtype: of the images.
-        epochs: of the run.
-        freq: of validation.
+        held: the same for the validation rows; if empty, there is no validation.
+        split: whether the validation rows are the last third of the training arrays instead.
+        batch: batch sizes of training and validation.
+        shuffle: as in `fit`, or whether the loader shuffles.
+        weighted: whether there are sample weights.
+        nested: whether `x` is a dict of two inputs, of which the base reads one.
+        dtype: dtype of the images.
+        epochs: number of epochs.
+        freq: validation frequency.
         thaws: whether a stage begins at epoch 1.
-        stepped: `steps_per_epoch` is given.
+        stepped: whether `steps_per_epoch` is set.
         traced: whether steps are traced.
     """
 
@@ -86,13 +86,13 @@ class Feed:
 
     @property
     def trained(self) -> list[int]:
-        """The training rows, less those that are held back."""
+        """The training rows without the validation split."""
         rows = len(self.picks)
         return self.picks[: math.floor(rows * (1 - 1 / 3)) if self.splits else rows]
 
     @property
     def exact(self) -> bool:
-        """Kernels round differently by the size of a batch."""
+        """Whether results are exact: kernels round differently for different batch sizes."""
         train, held = (self.trained, self.picks[len(self.trained) :] or self.held)
         sizes = {len(train) % self.batch[0], len(held) % self.batch[1]}
         return sizes == {0} and (not held or self.batch[0] == self.batch[1])
@@ -106,7 +106,7 @@ class Feed:
         return x, targets[picks], *weights
 
     def data(self) -> tuple[Any, ...]:
-        """What comes first in `fit`."""
+        """Returns the data arguments of `fit`."""
         arrays = self.arrays(self.picks)
         if self.source == "arrays":
             return arrays[:2]
@@ -184,7 +184,7 @@ def feeds(draw: Any) -> Feed:
 @given(feeds())
 @examples(12)
 def test_random_feeds(feed: Feed):
-    """Repeats, shuffling, dicts, weights, loaders, validation of every kind, partial batches."""
+    """Repeated rows, shuffling, dicts, weights, loaders, all validation kinds, partial batches."""
     stats = check(feed.run(), exact=feed.exact)
     trained = _distinct(feed, feed.trained, in_arrays=feed.source == "arrays")
     held = _distinct(feed, feed.picks if feed.splits else feed.held, in_arrays=True)
@@ -192,9 +192,9 @@ def test_random_feeds(feed: Feed):
 
 
 def _distinct(feed: Feed, picks: list[int], *, in_arrays: bool) -> set[bytes]:
-    """Rows that differ as the base gets them: of the image alone, which is all that it sees.
+    """Returns the different rows as the base gets them: it reads only the image.
 
-    Keras turns arrays of floats to float32; what a dataset hands out stays as it is.
+    Keras converts float arrays to float32, but leaves a dataset's values as they are.
     """
     x = feed.arrays(sorted(set(picks)))[0]
     images = x["image"] if feed.nested else x
@@ -205,7 +205,7 @@ def _distinct(feed: Feed, picks: list[int], *, in_arrays: bool) -> set[bytes]:
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 def test_a_row_is_the_same_by_number_and_in_a_batch(dtype: str):
-    """Keras turns arrays of floats to float32, whatever takes them."""
+    """Keras converts float arrays to float32, and the cache must do the same."""
     x, y = builders.data(8)
     x = x.astype("float16").astype(dtype)
     model = builders.compiled(builders.nested())

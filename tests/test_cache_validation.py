@@ -1,4 +1,4 @@
-"""Where something in front of the base is random in training, validation alone is served."""
+"""If a layer before the base is random in training, only validation is cached."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SAYS = "BottleneckCache serves validation only: "
 
 
 def check_validation(run: Run, reason: str, rows: int = 12) -> BottleneckCache:
-    """The run is the one without the cache, each validation row is computed once, one warning."""
+    """The run equals the one without the cache, computes each validation row once, warns once."""
     expected, expected_weights = run.fit(None)
     cache = BottleneckCache(verbose=0)
     told, history, weights = fit(run, cache)
@@ -74,7 +74,7 @@ def fit(run: Run, cache: BottleneckCache) -> tuple[list[str], dict[str, Any], di
 
 
 def augmentation() -> keras.Sequential:
-    """Several random layers as one."""
+    """Several random layers in one."""
     return keras.Sequential([L.GaussianNoise(0.3, name="noise"), L.GaussianDropout(0.2)], name="a")
 
 
@@ -104,7 +104,7 @@ def subclassed() -> keras.Model:
 
 
 def adapted() -> keras.Model:
-    """Statistics that were taken before `fit` stay what they are."""
+    """Statistics adapted before `fit` don't change."""
     norm = L.Normalization(name="norm")
     norm.adapt(X)
     inputs = keras.Input((6,))
@@ -113,7 +113,7 @@ def adapted() -> keras.Model:
 
 
 def shared() -> keras.Model:
-    """The base sees the batch as it is, and with noise."""
+    """The base is called on the batch, and on the batch with noise."""
     inputs = keras.Input((6,))
     base = builders.functional_base()
     both = L.Concatenate()([base(inputs), base(L.GaussianNoise(0.3, name="noise")(inputs))])
@@ -197,7 +197,7 @@ class Always(Dropping):
 
 
 def cannot_be_read(kind: Any) -> keras.Model:
-    """Its Dropout isn't frozen: it isn't named as part of the base."""
+    """Its Dropout isn't frozen, because it isn't part of the named base."""
     inputs = keras.Input((6,))
     model = keras.Model(inputs, L.Dense(1, name="head")(kind(name="base")(inputs)))
     base = builders.layer(model, "base")
@@ -225,7 +225,7 @@ def test_a_layer_of_ones_own_that_does_something_else_in_training():
     check_validation(run, "'own' comes before frozen layers, and its `call` takes `training`")
 
 
-# Sources of data, other callbacks
+# Data sources, other callbacks
 
 
 def batches() -> Any:
@@ -251,13 +251,13 @@ def test_validation_by_a_generator():
 
 
 def new_source(run: Run, source: Any) -> list[Any]:
-    """Each fit gets data of its own for validation."""
+    """Each fit gets its own validation data."""
     run.options["validation_data"] = source
     return [FreezeBase("base")]
 
 
 def test_beside_early_stopping():
-    """A stop ends a stage, and the best weights come back."""
+    """A stop ends a stage, and the best weights are restored."""
 
     def callbacks() -> list[keras.callbacks.Callback]:
         stop = keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True)
@@ -284,7 +284,7 @@ def test_a_stage_that_unfreezes_everything():
 
 
 def test_a_stage_in_which_something_becomes_random():
-    """Training is served before it and after it."""
+    """Training is cached before and after it."""
     stages = [Stage(2, "drop"), Stage(4, freeze="drop")]
     run = Run(lambda: builders.nested(extras=True), stages=stages, options=OPTIONS | {"epochs": 6})
     expected = run.fit(None)
@@ -299,11 +299,11 @@ def test_a_stage_in_which_something_becomes_random():
     assert (cache.stats.validation_only, cache.stats.reason) == (False, "")
 
 
-# What can't be served
+# What can't be cached
 
 
 class Averaging(keras.layers.Layer):
-    """Its state moves in training."""
+    """Its state changes in training."""
 
     def build(self, shape):
         shape = shape[-1:]
@@ -345,7 +345,7 @@ IN_FRONT = {
 
 
 def check_aside(run: Run, reason: str) -> list[str]:
-    """The run is the one without the cache; returns what it was warned of."""
+    """Asserts that the run equals the one without the cache. Returns its warnings."""
     expected = run.fit(None)
     cache = BottleneckCache(verbose=0)
     told, *got = fit(run, cache)
@@ -367,7 +367,7 @@ def test_what_is_not_fixed_in_validation_either(name: str):
 
 
 class Silent(keras.Model):
-    """Its random layers aren't told what is training: in validation too, they are random."""
+    """It doesn't pass `training` to its random layers, so they are random in validation too."""
 
     def __init__(self):
         super().__init__()
@@ -380,7 +380,7 @@ class Silent(keras.Model):
 
 
 class Loud(Silent):
-    """It says that it always trains."""
+    """It always passes `training=True`."""
 
     def call(self, inputs, training=None):
         return self.head(self.base(self.flip(inputs, training=True), training=False))
@@ -401,7 +401,7 @@ def test_random_layers_that_are_not_told_of_validation(kind: Any):
 
 
 class InTraining(keras.Model):
-    """Its own step of the validation calls it as in training."""
+    """Its custom test step calls the model as in training."""
 
     def test_step(self, *args):
         return self._on_jax(*args) if builders.BACKEND == "jax" else self._elsewhere(*args)
@@ -461,7 +461,7 @@ def test_no_validation_data():
     ]
 
 
-# What it tells
+# What it reports
 
 
 def test_what_it_prints(capsys: Any):

@@ -63,16 +63,16 @@ pytestmark = [
 
 
 def run_of(name: str, trainable: list[set[str]], **kwargs: Any) -> Run:
-    """A run of the optimizer of that name."""
+    """Returns a run of the optimizer with that name."""
     kind, hyper = HYPER[name]
     rule = getattr(reference, kind)(**hyper)
     return Run(getattr(keras.optimizers, kind), rule, trainable, hyper=hyper, **kwargs)
 
 
 def check(run: Run) -> None:
-    """Equal up to the rounding of float64, whatever the steps have made of it.
+    """Equal up to the rounding of float64, after any number of steps.
 
-    Nadam alone holds a constant, 0.96, that isn't exact in float32, and TensorFlow rounds it so.
+    Only Nadam has a constant (0.96) that isn't exact in float32, and TensorFlow rounds it to that.
     """
     with double_precision():
         weights = in_keras(run)
@@ -83,7 +83,7 @@ def check(run: Run) -> None:
 
 @st.composite
 def commons(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments that all optimizers know."""
+    """Arguments that all optimizers accept."""
     common: dict[str, Any] = {}
     if clip := draw(st.sampled_from([None, "clipnorm", "global_clipnorm", "clipvalue"])):
         common[clip] = draw(st.sampled_from([2.0**-4, 0.5]))
@@ -128,8 +128,8 @@ HEAD, BOTH = {"head"}, {"b0", "head"}
 
 @given(run=runs())
 @examples(12)
-@example(run=run_of("Nadam", [HEAD, BOTH, HEAD, BOTH]))  # frozen again, thawed again
-@example(run=run_of("Adam", [HEAD, BOTH, BOTH], cut=2))  # ages outlive a fit
+@example(run=run_of("Nadam", [HEAD, BOTH, HEAD, BOTH]))  # frozen again, unfrozen again
+@example(run=run_of("Adam", [HEAD, BOTH, BOTH], cut=2))  # ages survive a fit
 @example(run=run_of("Adam", [HEAD, BOTH], common={"gradient_accumulation_steps": 2}))
 def test_equals_plain_numpy(run):
     check(run)
@@ -142,7 +142,7 @@ def test_equals_plain_numpy_when_compiled(name):
 
 @pytest.mark.parametrize("name", HYPER)
 def test_rates_by_layer_and_slow_beginnings_equal_plain_numpy(name):
-    """Every optimizer, compiled; the warm-up outlasts the stage."""
+    """Every optimizer, compiled. The warm-up is longer than the stage."""
     multipliers = {"decays": {1: 0.5, 3: 0.75}, "warmups": {1: 8, 2: 2}, "base_rates": {2: 2.0**-8}}
     common = {} if name == "AdamW" else {"weight_decay": 2.0**-5}
     trainable = [HEAD, {"b1", "head"}, {"b0", "b1", "head"}, {"b0", "b1", "head"}]
@@ -169,20 +169,20 @@ def test_equals_plain_numpy_with_an_optimizer_for_each_part():
 
 
 def test_a_gradient_is_clipped_as_the_mean_of_those_that_a_variable_has_seen():
-    """Thawed in the second step of a window of two: what is clipped is one gradient."""
+    """The layer is unfrozen in the second step of a window of two: a single gradient is clipped."""
     common = {"gradient_accumulation_steps": 2, "clipnorm": 2.0**-4}
     check(run_of("SGD", [HEAD, BOTH], common=common, steps=1))
 
 
 def parallel() -> keras.Model:
-    """Two layers side by side: what one of them learns doesn't depend on the other."""
+    """Two parallel layers: what one learns doesn't depend on the other."""
     inputs = keras.Input((6,))
     both = [keras.layers.Dense(4, activation="tanh", name=name)(inputs) for name in ("a", "b")]
     return keras.Model(inputs, keras.layers.Concatenate()(both))
 
 
 def updates(model: keras.Model, callbacks: list[Any], **times: int) -> np.ndarray:
-    """What each of a few one-step epochs changes in the kernel of layer "b"."""
+    """Returns the update of layer "b"'s kernel in each of a few one-step epochs."""
     kernels = [model.get_layer("b").get_weights()[0]]
     note = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: kernels.append(model.get_layer("b").get_weights()[0])
@@ -208,7 +208,7 @@ WITH_A_START = {
 
 @pytest.mark.parametrize("name", WITH_A_START)
 def test_no_update_of_a_thawed_layer_exceeds_a_fresh_optimizers(name):
-    """After 320 steps, in float32; in stock Keras Adam's first update is 2.5 times the rate."""
+    """After 320 steps, in float32. In stock Keras, Adam's first update is 2.5 times the rate."""
     model, fresh = parallel(), parallel()
     model.compile(WITH_A_START[name](), "mse")
     thaw = [FreezeBase("b"), GradualUnfreeze({1: "b"}, verbose=0)]
@@ -216,13 +216,13 @@ def test_no_update_of_a_thawed_layer_exceeds_a_fresh_optimizers(name):
     fresh.set_weights(model.get_weights())
     thawed = updates(model, thaw, initial_epoch=1, epochs=6)
     fresh.compile(WITH_A_START[name](), "mse")
-    ulp = 2.0**-23  # of a weight, of which an update is a difference
+    ulp = 2.0**-23  # of a weight; an update is a difference of two weights
     np.testing.assert_allclose(thawed, updates(fresh, [], epochs=5), 1e-6, 2 * ulp)
     assert np.abs(thawed).max() > 1e-4
 
 
 def twins() -> keras.Model:
-    """Two containers with layers of equal names and shapes, and a head."""
+    """Two containers with layers of the same name and shape, and a head."""
     sides = [
         keras.Sequential([keras.layers.Dense(6, name="same")], name=name)
         for name in ("left", "right")
@@ -231,7 +231,7 @@ def twins() -> keras.Model:
 
 
 class Slots(keras.callbacks.Callback):
-    """Adam's momenta of the twins' kernels at the beginning and the end of each epoch."""
+    """Records Adam's momenta of the twins' kernels at the start and the end of each epoch."""
 
     def on_train_begin(self, logs=None):
         self.seen = {}
@@ -253,7 +253,7 @@ class Slots(keras.callbacks.Callback):
 
 
 def test_slots_belong_to_a_variable_not_to_a_place_or_a_name():
-    """The left twin is frozen and the right one thawed: equal places, names and shapes."""
+    """Freezes the left twin and unfreezes the right one: same position, name and shape."""
     model, slots = compiled(twins()), Slots()
     stages = [
         Stage(0, "left/same"),
@@ -265,7 +265,7 @@ def test_slots_belong_to_a_variable_not_to_a_place_or_a_name():
     seen = slots.seen
     assert set(seen[1, "begin"]) == {"right", "head"}
     assert not seen[1, "begin"]["right"].any()
-    assert not seen[2, "begin"]["left"].any()  # it was forgotten
+    assert not seen[2, "begin"]["left"].any()  # its state was dropped
     assert_equal({"head": seen[1, "begin"]["head"]}, {"head": seen[0, "end"]["head"]})
     stayed = {name: seen[2, "begin"][name] for name in ("right", "head")}
     assert_equal(stayed, seen[1, "end"])

@@ -1,4 +1,4 @@
-"""RecompileOnTrainableChange: what other callbacks change counts from the next step on (C10)."""
+"""RecompileOnTrainableChange: changes by other callbacks take effect at the next step (C10)."""
 
 import gc
 import itertools
@@ -19,15 +19,15 @@ from keras_freeze import (
 from tests.builders import L, assert_equal, changed, compiled, data, layer, nested, weights
 
 BATCHES = 3
-# Without a hook at the end of a batch, Keras may call those in another thread.
+# If no callback has a hook at the end of a batch, Keras may call these in another thread.
 ASYNC_HOOKS = ["on_train_batch_begin", "on_epoch_begin", "on_test_batch_begin", "on_epoch_end"]
 SYNC_HOOKS = ["on_train_batch_end", "on_test_batch_end", "on_test_begin", "on_test_end"]
 
 
 def on(hook, action, calls=None):
-    """A callback that overrides one hook alone: `action(index)`, in some of its calls.
+    """Returns a callback that overrides only one hook: `action(index)`, in some of its calls.
 
-    It doesn't read `self.model`, which on JAX gives the variables their values back.
+    It doesn't read `self.model`, which on JAX would restore the variables' values.
     """
     callback, counter = keras.callbacks.Callback(), itertools.count()
 
@@ -40,7 +40,7 @@ def on(hook, action, calls=None):
 
 
 class Twins(keras.Model):
-    """A functional model that keeps count of the train functions it makes, and makes anew."""
+    """A functional model that counts the train functions it makes, and those it rebuilds."""
 
     def make_train_function(self, force=False):
         super().make_train_function(force=force)
@@ -49,7 +49,7 @@ class Twins(keras.Model):
 
 
 def twins(rate):
-    """Two layers of equal shape, of which the second is frozen; and a head."""
+    """Two layers of the same shape, the second one frozen, and a head."""
     inputs = keras.Input((6,))
     hidden = L.Dense(6, activation="tanh", name="b")(L.Dense(6, name="a")(inputs))
     model = Twins(inputs, L.Dense(1, name="head")(hidden))
@@ -75,10 +75,10 @@ def watch(**kwargs):
 
 @pytest.mark.parametrize("hooks", [ASYNC_HOOKS, SYNC_HOOKS], ids=["async", "sync"])
 def test_no_value_is_ever_assigned_to_another_weight(hooks):
-    """At a learning rate of 0 nothing may change, whoever holds which position (F3).
+    """At a learning rate of 0 no weight may change, whichever variable is at which position (F3).
 
-    Each epoch has a change in another hook, within the epoch if it is one of a batch; the loss of
-    the epoch is then that of all its steps, those before the change included.
+    Each epoch has a change in a different hook, during the epoch if it is a batch hook. The loss of
+    the epoch must include all its steps, also those before the change.
     """
     x, y = data(8 * BATCHES)
     model = twins(rate=0.0)
@@ -98,7 +98,7 @@ def test_no_value_is_ever_assigned_to_another_weight(hooks):
 
 @pytest.mark.parametrize("hook", ["on_epoch_end", "on_train_end"])
 def test_change_behind_the_last_step(hook):
-    """No step follows, yet evaluate is that of the new flags (F3)."""
+    """No step follows, yet evaluate uses the new flags (F3)."""
     x, y = data(8 * BATCHES)
     model = twins(rate=0.0)
     loss = model.evaluate(x, y, verbose=0)
@@ -107,7 +107,7 @@ def test_change_behind_the_last_step(hook):
 
 
 def test_old_functions_may_live_on():
-    """JAX gives a function the trace of an equal one, as long as that one is alive (F3)."""
+    """JAX reuses the trace of an equal function while that function is alive (F3)."""
     x, y = data(8 * BATCHES)
     model, held = twins(rate=0.0), []
     loss = model.evaluate(x, y, batch_size=8, verbose=0)
@@ -121,14 +121,14 @@ def test_old_functions_may_live_on():
 
 
 class Moves(keras.callbacks.Callback):
-    """Which layers each step moved."""
+    """Records which layers each step changed."""
 
     def on_train_begin(self, logs=None):
         self.steps = []
         self.last = weights(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
-        now = weights(self.model)  # `self.model` gives the variables their values on JAX
+        now = weights(self.model)  # on JAX, `self.model` restores the variables' values
         self.steps.append("".join(sorted(changed(self.last, now) - {"head"})))
         self.last = now
 
@@ -139,7 +139,7 @@ def test_takes_effect_at_the_next_step(place, via):
     action = lambda *_: swap(moves.model if via == "self.model" else model)  # noqa: E731
     changes = [
         on("on_train_batch_begin", action, calls=[1]),  # epoch 0: before its second step
-        on("on_train_batch_end", action, calls=[1]),  # and behind it
+        on("on_train_batch_end", action, calls=[1]),  # and after it
         on("on_epoch_begin", action, calls=[1]),
         on("on_epoch_end", action, calls=[1]),
     ]
@@ -150,7 +150,7 @@ def test_takes_effect_at_the_next_step(place, via):
 
 
 def test_no_change_is_no_rebuild():
-    """Neither a flag that is changed and changed back, nor one that is set to what it is."""
+    """A flag that is changed back, or set to its current value, causes no rebuild."""
     model = twins(rate=0.1)
 
     def touch(epoch):
@@ -187,7 +187,7 @@ def test_stop_training_survives():
 
 
 def test_child_of_a_frozen_parent(tmp_path):
-    """Only the leaf that was thawed moves, and saving keeps it so."""
+    """Only the unfrozen leaf trains, and saving keeps its flag."""
     model = nested()
     model.get_layer("base").trainable = False
     compiled(model, keras.optimizers.SGD(0.1))
@@ -212,7 +212,7 @@ def test_everything_frozen_is_a_warning():
 
 @pytest.mark.filterwarnings("ignore:The model does not have any trainable weights")
 def test_a_model_with_nothing_trainable_is_fitted():
-    """As stock Keras fits it: the next callback may unfreeze it."""
+    """As in stock Keras: the next callback may unfreeze it."""
     model = twins(rate=0.1)
     model.trainable = False
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -228,7 +228,7 @@ TRAINER = next(base for base in keras.Model.__mro__ if base.__name__.endswith("T
 
 
 class Line(TRAINER, L.Dense):
-    """A layer that inherits from Keras' trainer, and isn't a `keras.Model`."""
+    """A layer that inherits from Keras' trainer, but isn't a `keras.Model`."""
 
     def __init__(self):
         L.Dense.__init__(self, 1, kernel_initializer="ones")
@@ -260,7 +260,7 @@ def test_logs_without_stages_are_those_of_keras():
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
 @pytest.mark.parametrize(("failing", "when"), [(KeyboardInterrupt, 0), (RuntimeError, 1)])
 def test_a_change_and_an_exception_in_one_hook(hook, failing, when):
-    """Keras puts the values of the epoch back: each in the variable that it belongs to."""
+    """Keras restores the values of the epoch, each to its own variable."""
     model = twins(rate=0.0)
     before = weights(model)
 
@@ -275,7 +275,7 @@ def test_a_change_and_an_exception_in_one_hook(hook, failing, when):
 
 
 def test_looking_on_at_batches_leaves_the_values_where_they_are():
-    """On JAX the variables hold nothing within an epoch, as without us."""
+    """On JAX the variables have no values during an epoch, as in stock Keras."""
     kept = {}
     for name, ours in (("stock", []), ("ours", [watch(), BottleneckCache(verbose=0)])):
         model = twins(rate=0.1)
@@ -291,7 +291,7 @@ def test_looking_on_at_batches_leaves_the_values_where_they_are():
 
 
 def test_beside_a_schedule():
-    """Changes outside the base count; the stages keep their numbers."""
+    """Changes outside the base count, and the stages keep their numbers."""
     model = compiled(nested(), keras.optimizers.SGD(0.1))
     head = model.get_layer("head")
     others = on("on_epoch_begin", lambda epoch: setattr(head, "trainable", epoch != 2))
@@ -311,7 +311,7 @@ def with_momentum(model):
 
 
 def test_reset_equals_two_fits():
-    """As `compile` with a fresh optimizer and `fit` would do it, to the bit."""
+    """Bitwise equal to `compile` with a fresh optimizer and `fit`."""
     model, by_hand = with_momentum(twins(rate=0.1)), with_momentum(twins(rate=0.1))
     by_hand.set_weights(model.get_weights())
     change = on("on_epoch_begin", lambda epoch: swap(model), calls=[1])
@@ -324,7 +324,7 @@ def test_reset_equals_two_fits():
 
 
 def test_carry_keeps_the_slots_of_what_stays():
-    """A change of the body leaves the head's moments alone."""
+    """A change of the body doesn't reset the head's moments."""
     model, moments = with_momentum(twins(rate=0.1)), []
 
     def look(index):

@@ -1,4 +1,4 @@
-"""A name that is a little wrong: the message has the right one, or the place where it belongs."""
+"""A misspelled name: the message gives the right name, or the place where it belongs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Action = Callable[[], Any]
 
 @pytest.fixture(scope="module")
 def vgg19() -> keras.Model:
-    """A model with a nested VGG19 of random weights."""
+    """A model with a nested VGG19 with random weights."""
     base = keras.applications.VGG19(weights=None, include_top=False, input_shape=(32, 32, 3))
     layers = [keras.Input((32, 32, 3)), base, L.Flatten(name="flatten"), L.Dense(2, name="head")]
     return B.compiled(keras.Sequential(layers, name="model"))
@@ -136,7 +136,7 @@ def base() -> keras.Model:
     return B.functional_base()
 
 
-# What is called, the kind of its error, the closest argument, all of them.
+# The function called, the type of the error, the closest argument, and all arguments.
 KEYWORDS: dict[str, tuple[Action, type[FreezeError], str, str]] = {
     "FreezeBase": (lambda: FreezeBase(batchnorm="train"), FreezeError, "batch_norm", "base"),
     "GradualUnfreeze": (
@@ -255,7 +255,7 @@ def test_a_missing_argument_is_what_python_says():
 
 def test_a_class_of_the_users_may_have_more_arguments():
     class Loud(GradualUnfreeze):
-        """With one of its own."""
+        """Has an extra argument."""
 
         def __init__(self, schedule: Any, *, volume: int, **kwargs: Any):
             super().__init__(schedule, **kwargs)
@@ -386,7 +386,7 @@ def test_closest():
     assert closest("xyz", ["learning_rate"]) == ""
     assert closest("", ["learning_rate"]) == ""
     assert closest(7, ["learning_rate"]) == ""
-    assert nearest("b", ["base", "b1"], most=5) == ["b1"]  # one letter begins too many words
+    assert nearest("b", ["base", "b1"], most=5) == ["b1"]  # too many words start with one letter
     assert nearest("rate", ["layer_decay", "learning_rate"]) == ["learning_rate"]
     assert nearest("bn", ["base", "batch_norm"]) == ["batch_norm"]
     assert nearest("val_acc", ["loss", "val_loss", "accuracy", "val_accuracy"]) == ["val_accuracy"]

@@ -1,4 +1,4 @@
-"""One base is one base; a cache serves the smallest layer that holds it; the preview agrees."""
+"""The base is found in any container; the cache serves the smallest one; the preview agrees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ L = keras.layers
 
 
 class Net(keras.Model):
-    """A subclassed model around a part that holds the base, and a head that reads the base too."""
+    """A subclassed model around a part that contains the base, and a head."""
 
     def __init__(self, part: Any):
         super().__init__()
@@ -35,7 +35,7 @@ def net() -> Net:
 
 
 def nested_deeper() -> Net:
-    """The base within a model within the subclassed one."""
+    """The base inside a model inside the subclassed model."""
     inputs = keras.Input((6,))
     outer = keras.Model(inputs, L.Dense(8, name="neck")(B.functional_base()(inputs)), name="outer")
     model = Net(outer)
@@ -44,7 +44,7 @@ def nested_deeper() -> Net:
 
 
 class Tied(keras.Model):
-    """As a language model: its output reads the first layer of its base once more."""
+    """Like a language model: its output reads the first layer of its base again."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ def once(base: Any) -> Any:
     return lambda model: [FreezeBase(base), GradualUnfreeze({2: "b3"}, verbose=0)]
 
 
-# Each names one base, in several ways.
+# Several ways to name one base.
 NAMED: dict[str, Any] = {
     "twice, the layer": lambda model: [
         FreezeBase(B.layer(model, "base")),
@@ -162,7 +162,7 @@ def test_what_the_user_has_frozen_is_served_without_a_base():
 
 @pytest.mark.parametrize("make", [*B.KINDS.values(), net, nested_deeper, tied])
 def test_the_preview_names_the_cuts_of_the_run(make: Any):
-    """Also where the graph of the model can't be read, and nothing is known but the cut."""
+    """Even if the model's graph can't be read and only the cut is known."""
     model = make()
     if getattr(model, "optimizer", None) is None:
         B.compiled(model)
@@ -176,7 +176,7 @@ def test_the_preview_names_the_cuts_of_the_run(make: Any):
 
 
 class OfTask(keras.Model):
-    """A functional model with a `__call__` of its own, as KerasHub's tasks have."""
+    """A functional model with a custom `__call__`, like KerasHub's tasks."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(*args, **kwargs)
@@ -193,7 +193,7 @@ def test_a_call_of_its_own_around_a_graph_is_no_obstacle():
 
 
 class Changes(keras.Model):
-    """Its `__call__` changes what its graph is called on."""
+    """Its `__call__` changes the inputs of its graph."""
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(keras.ops.multiply(x, 2.0), *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The demo: what its table and plot show, what it measures, and one short run of it."""
+"""The demo: its table, its plot, its measurements, and one short run."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_task_has_each_image_once():
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A demo of few images and epochs."""
+    """A demo with few images and epochs."""
     images, labels = task._load()
     monkeypatch.setattr(methods, "EPOCHS", 4)
     monkeypatch.setattr(methods, "FINE_TUNE_AT", 2)

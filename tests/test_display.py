@@ -1,4 +1,4 @@
-"""What is printed, and that it never tears a progress bar."""
+"""What is printed, and that it never breaks a progress bar."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ BLOCK = re.compile(r"^(Stage|Change) .*(\n  .*)+\n", re.MULTILINE)
 
 
 def model():
-    """A base of six layers of 42 parameters, and a head of 7."""
+    """A base of six layers with 42 parameters each, and a head with 7."""
     layers = [L.Dense(6, name=f"b{number}") for number in range(1, 7)]
     base = keras.Sequential([keras.Input((6,)), *layers], name="base")
     built = keras.Sequential([base, L.Dense(1, name="head")])
@@ -31,7 +31,7 @@ def fit(model, *callbacks, verbose=1, **kwargs):
 
 @pytest.fixture
 def printed(terminal, capsys, monkeypatch):
-    """What was printed: on a terminal, a bar is drawn again and again in the same line."""
+    """Returns what was printed. On a terminal, the progress bar is redrawn in the same line."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     return lambda: without_colours(capsys.readouterr().out)
 
@@ -41,19 +41,19 @@ def without_colours(text):
 
 
 def blocks(text):
-    """The blocks by their first lines; each begins and ends a line, and is printed once."""
+    """Returns the blocks by their first lines. Each has its own lines and is printed once."""
     found = {}
     for match in BLOCK.finditer(text):
         first, *rest = match[0].splitlines()
         assert first not in found
         found[first] = rest
     titles = len(re.findall("Stage|Change", text))
-    assert titles == len(found), text  # none is behind a bar, in its line
+    assert titles == len(found), text  # none is in the line of a progress bar
     return found
 
 
 def position(text, *parts):
-    """Asserts that the parts stand in this order."""
+    """Asserts that the parts appear in this order."""
     places = [text.index(part) for part in parts]
     assert places == sorted(places), text
 
@@ -90,7 +90,7 @@ def test_stages(printed, verbose):
 
 @pytest.mark.parametrize(("terminal", "verbose"), [(True, 1), (True, 2)])
 def test_changes_by_others(printed, terminal, verbose):
-    """One in the middle of epoch 1, one as epoch 3 begins: shown between two bars."""
+    """One change in the middle of epoch 1, one at the start of epoch 3: shown between two bars."""
     net = model()
     layers = net.get_layer("base").layers
     net.get_layer("base").trainable = False
@@ -134,7 +134,7 @@ def test_silence(capsys):
 
 
 def test_freeze_base_alone(capsys):
-    """It says what is frozen, if it is asked to; and so it does beside a silent schedule."""
+    """With verbose=1 it prints what is frozen, even if the schedule is silent."""
     frozen = [
         "  base           base, 6 layers with weights",
         "  frozen         b1, b2, ..., b6 (6 layers)",
@@ -160,7 +160,7 @@ def test_layers_of_one_name_are_told_apart_by_their_paths(capsys):
 
 
 def test_numbers_are_readable(capsys):
-    """Thousands are grouped, and a rate is as short as it can be."""
+    """Thousands are grouped, and a rate is printed in its shortest form."""
     inputs = keras.Input((1000,))
     base = keras.Sequential([keras.Input((1000,)), L.Dense(10, name="b")], name="base")
     net = keras.Model(inputs, L.Dense(1)(base(inputs)))

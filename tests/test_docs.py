@@ -1,4 +1,4 @@
-"""The pages: what they show is what happens. (`mkdocs build --strict` runs their other code.)"""
+"""The pages show what really happens. (`mkdocs build --strict` runs their other code.)"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOCS = ROOT / "docs"
 
 
 def module(path: Path) -> Any:
-    """A module of the docs, which are no package."""
+    """Imports a module of the docs, which aren't a package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -56,7 +56,7 @@ def test_every_public_name_is_in_the_reference():
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 @pytest.mark.skipif(BACKEND != "torch", reason="VGG19 takes long to compile; one backend is enough")
 def test_the_first_example_runs(page: str, monkeypatch: pytest.MonkeyPatch):
-    """With random weights, and two epochs for each of its stages."""
+    """Random weights, and two epochs for each stage."""
     original = keras.applications.VGG19
     random = lambda **options: original(**(options | {"weights": None}))  # noqa: E731
     monkeypatch.setattr(keras.applications, "VGG19", random)

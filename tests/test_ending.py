@@ -1,4 +1,4 @@
-"""A run that ends before all stages have begun says who ended it, and what to do."""
+"""If a run ends before all stages have begun, a warning says what ended it, and what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES = {4: "b3", 5: "b2"}
 
 
 def fit(*callbacks: Any, stages: Any = STAGES, epochs: int = 8, rate: float = B.RATE) -> Any:
-    """The stages of the epochs, and what a fit warns of."""
+    """Returns the stage of each epoch, and the warnings of the fit."""
     model = B.compiled(B.nested(), keras.optimizers.SGD(rate))
     plan = [FreezeBase(), GradualUnfreeze(stages, verbose=0)]
     with warnings.catch_warnings(record=True) as caught:
@@ -88,7 +88,7 @@ def test_any_other_callback():
 
 @pytest.mark.parametrize("stages", [{1: "b3"}, [Stage(1, "b3"), Stage(7, "b2")]])
 def test_what_was_never_planned_is_not_missed(stages: Any):
-    """A stage behind the last epoch has a warning of its own, when `fit` begins."""
+    """A stage after the last epoch has its own warning when `fit` begins."""
     seen, told = fit(stopping(), stages=stages, epochs=5)
     assert seen == [0, 1, 1]
     assert not [text for text in told if "ended the run" in text]

@@ -1,4 +1,4 @@
-"""C1: with optimizer="reset" one `fit` equals `compile` and `fit` for each stage, to the bit."""
+"""C1: with optimizer="reset" one `fit` equals `compile` and `fit` for each stage, bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Make = Callable[[Any], keras.optimizers.Optimizer]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The base is unfrozen",  # a stage at epoch 0
-    "ignore:.* changes no layer",  # a stage that names what is already so
+    "ignore:.* changes no layer",  # a stage that names layers already in that state
 )
 
 
@@ -37,15 +37,15 @@ class Case:
     Attributes:
         stages: their selectors are lists of names, or None.
         batch_norm: the policy.
-        kind: of the model.
-        rows: of the data; 4 are a batch.
+        kind: the kind of model.
+        rows: number of rows; a batch has 4.
         validated: whether there is validation data.
         initial_epoch: as in `fit`.
-        eager: whether the steps run without being traced, which is faster for few of them.
+        eager: whether steps run without tracing, which is faster if there are few.
         extras: whether there are a BatchNormalization and a Dropout.
         make: makes the optimizer, given a rate.
         loss: as in `compile`.
-        policy: of the layers' dtypes.
+        policy: dtype policy of the layers.
     """
 
     stages: list[Stage]
@@ -67,7 +67,7 @@ class Case:
         return builders.KINDS[self.kind](extras=self.extras)
 
     def compile(self, model: keras.Model, rate: Any = None) -> None:
-        """Compiles with a fresh optimizer; None is the rate that a user compiled."""
+        """Compiles with a fresh optimizer. None means the rate that a user compiled."""
         optimizer = self.make(builders.RATE if rate is None else rate)
         model.compile(optimizer, self.loss, metrics=["mae"], run_eagerly=self.eager)
 
@@ -76,19 +76,19 @@ class Case:
         return {"batch_size": 4, "shuffle": False, "validation_data": validation}
 
     def parts(self) -> list[Part]:
-        """The base is frozen; the head begins as it is: trainable."""
+        """The base is frozen. The head keeps its flag: trainable."""
         return list(parts(self.stages, {"head"}, EPOCHS))
 
 
 class Reseed(keras.callbacks.Callback):
-    """On PyTorch a Dropout draws from the global generator, as does Keras at the start of a fit."""
+    """On PyTorch, Dropout uses the global generator, and so does Keras at the start of a fit."""
 
     def on_epoch_begin(self, epoch, logs=None):
         keras.utils.set_random_seed(epoch)
 
 
 def in_one_fit(case: Case) -> Result:
-    """The weights and the history of one fit with our callbacks."""
+    """Returns the weights and the history of one fit with our callbacks."""
     model = case.new_model()
     case.compile(model)
     thaw = GradualUnfreeze(case.stages, optimizer="reset", batch_norm=case.batch_norm, verbose=0)
@@ -100,7 +100,7 @@ def in_one_fit(case: Case) -> Result:
 
 
 def by_hand(case: Case) -> Result:
-    """The weights and the history of a fit for each stage."""
+    """Returns the weights and the history of a separate fit for each stage."""
     model, run = case.new_model(), [part.since(case.initial_epoch) for part in case.parts()]
     data, arguments = builders.data(case.rows), case.fit_arguments()
     history = fit_by_hand(model, LAYERS, run, case.compile, [Reseed()], *data, **arguments)
@@ -140,12 +140,12 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def always_trains(case: Case) -> bool:
-    """A stage without trainable weights is an error."""
+    """Whether each stage has trainable weights; without any, a stage is an error."""
     return all(part.trainable & WEIGHTED for part in case.parts())
 
 
 def test_nothing_need_be_trainable_before_a_stage_at_epoch_0():
-    """No epoch is in stage 0: the head, which a stage thaws, begins frozen."""
+    """Stage 0 has no epoch. The head begins frozen, and a stage unfreezes it."""
     check(Case([Stage(0, ["head"]), Stage(2, ["b3"])], eager=True))
 
 
@@ -180,7 +180,7 @@ MAKES = {
 
 
 def with_a_schedule(**kwargs) -> Case:
-    """A stage with a LearningRateSchedule, one with a float, and one with the compiled rate."""
+    """Stages with a LearningRateSchedule, a float, and the compiled rate."""
     stages = [
         Stage(1, ["b3"], learning_rate=HALVING),
         Stage(2, ["b2"], learning_rate=2.0**-7),
@@ -202,7 +202,7 @@ def test_holds_for_several_optimizers():
 
 
 def test_holds_for_half_precision():
-    """Where `compile` wraps a LossScaleOptimizer around."""
+    """`compile` wraps the optimizer in a LossScaleOptimizer."""
     try:
         check(with_a_schedule(policy="mixed_float16"))
     finally:
@@ -220,9 +220,9 @@ def test_keeps_a_loss_that_cannot_be_serialized():
 def test_a_saved_run_goes_on_as_if_it_was_never_interrupted(
     tmp_path: Path, kind: str, mode: str, saved: int
 ):
-    """In the middle of stage 0, at its end, and in the middle of stage 1.
+    """Saved in the middle of stage 0, at its end, and in the middle of stage 1.
 
-    But for the ages that "carry" counts in stage 1: a plain file has no place for them.
+    The ages that "carry" counts in stage 1 are an exception: a plain file can't store them.
     """
     run = {"batch_size": 4, "epochs": EPOCHS, "verbose": 0, "shuffle": False}
 

@@ -1,4 +1,4 @@
-"""Every wrong argument is refused before the first step, by a message that says what to do."""
+"""Every wrong argument is an error before the first step, with a message that says what to do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.one_backend
 
 L = keras.layers
 
-FORMS = ("'block5_*'", "a Layer", "callable")  # how a selector may be written
+FORMS = ("'block5_*'", "a Layer", "callable")  # the ways to write a selector
 
 
 def assert_refused(kind: type[Exception], parts: tuple[str, ...], action: Callable[[], Any]):
@@ -87,7 +87,7 @@ BAD_SELECTORS = {
 
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
-    """For what doesn't change it."""
+    """For tests that don't change it."""
     return B.nested(extras=True)
 
 
@@ -144,7 +144,7 @@ UNBUILT = {
 
 
 def test_a_loop_that_never_builds_its_model():
-    """`fit` builds a model before its callbacks begin; a loop by hand has to."""
+    """`fit` builds a model before its callbacks begin; a custom loop must build it."""
     model = unbuilt_chain()
     model.compile("sgd", "mse")
     callbacks = keras.callbacks.CallbackList([FreezeBase("inner")], model=model)
@@ -486,7 +486,7 @@ class Stop(keras.callbacks.Callback):
 
 
 def warned_of(callbacks: list[Any], model: keras.Model | None = None, first: int = 0) -> list[str]:
-    """What a fit of the epochs from `first` to 3 warns of before its first step."""
+    """Returns the warnings of a fit from epoch `first` to 3 before its first step."""
     model = model or B.compiled(B.nested(extras=True))
     x, y = B.data()
     run = {"epochs": 3, "initial_epoch": first, "verbose": 0, "callbacks": [Stop(), *callbacks]}

@@ -1,7 +1,7 @@
-"""What stock Keras gets wrong when `trainable` changes during `fit`, right with our callbacks.
+"""What stock Keras gets wrong if `trainable` changes during `fit`, and our callbacks get right.
 
-One test for each trap F1 to F9 of Keras 3.12 and 3.15 that concerns training. Each is the code that
-falls into the trap, with one of our callbacks added, and states the outcome.
+One test for each trap from F1 to F9 of Keras 3.12 and 3.15 that concerns training. Each runs the
+code that fails in stock Keras with one of our callbacks added, and asserts the outcome.
 """
 
 import keras
@@ -13,7 +13,7 @@ from tests.builders import L, assert_equal, changed, compiled, data, layer, nest
 
 
 def at(epoch, action, hook="on_epoch_begin"):
-    """A callback that does nothing but call `action` once."""
+    """Returns a callback that only calls `action`, once."""
     callback = keras.callbacks.Callback()
     setattr(callback, hook, lambda now, logs=None: action() if now == epoch else None)
     return callback
@@ -48,7 +48,7 @@ AFTERWARDS = {
 
 @pytest.mark.parametrize("afterwards", AFTERWARDS)
 def test_f1_f2_unfrozen_layers_move(afterwards):
-    """Unfreezing in `on_epoch_begin`, with or without `compile`: all of the base moves."""
+    """Unfreezing in `on_epoch_begin`, with or without `compile`: the whole base trains."""
     model = frozen_base(keras.optimizers.SGD(0.1))
     before, at_the_time = weights(model), {}
 
@@ -63,7 +63,7 @@ def test_f1_f2_unfrozen_layers_move(afterwards):
 
 
 def test_f3_loss_stays_at_a_rate_of_zero():
-    """Two layers of equal shape change places: no value may be taken for another's."""
+    """Two layers of the same shape swap flags: their values must not be swapped."""
     x, y = data()
     inputs = keras.Input((6,))
     hidden = L.Dense(6, name="b")(keras.ops.relu(L.Dense(6, name="a")(inputs)))
@@ -109,7 +109,7 @@ def with_extras(rate=0.5):
 
 
 def test_f5_statistics_stay_to_the_bit():
-    """While the base is frozen, and also when the layers around it are thawed."""
+    """Both while the base is frozen and after the layers around it are unfrozen."""
     model = with_extras()
     before = weights(model)
     fit(model, FreezeBase("base"), GradualUnfreeze({1: "all"}, verbose=0))
@@ -145,14 +145,14 @@ class Shift(L.Layer):
 
 
 def shifts(optimizer):
-    """A base and a head of one weight each, both of which have a gradient of 1."""
+    """A base and a head with one weight each. Each weight's gradient is 1."""
     inputs = keras.Input((1,))
     model = keras.Model(inputs, Shift(name="head")(Shift(name="base")(inputs)))
     return compiled(model, optimizer, loss=lambda y, output: keras.ops.mean(output))
 
 
 def test_f7_first_steps_of_a_thawed_variable_are_a_fresh_adams():
-    """After 300 steps without it: never longer than the learning rate, as at the start."""
+    """After 300 steps without it, no update exceeds the learning rate, as at the start."""
     rate, steps = 1e-3, 300
     model = shifts(keras.optimizers.Adam(rate))
     shift = layer(model, "base").shift
@@ -173,7 +173,7 @@ def test_f7_first_steps_of_a_thawed_variable_are_a_fresh_adams():
 
 
 def test_f8_average_of_a_thawed_weight_starts_from_its_value():
-    """At a rate of 0 the weight ends `fit` as it began, whenever it was thawed."""
+    """At a rate of 0 the weight is the same after `fit`, no matter when it was unfrozen."""
     model = shifts(keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.99))
     ours = [FreezeBase("base"), GradualUnfreeze({1: "all"}, verbose=0)]
     x = np.zeros((20, 1), "float32")
@@ -185,7 +185,7 @@ def test_f8_average_of_a_thawed_weight_starts_from_its_value():
 
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_f9_early_stopping_stops(place):
-    """Also in the epoch in which another callback changes the trainable layers."""
+    """Even in the epoch in which another callback changes the trainable layers."""
     model = frozen_base(keras.optimizers.SGD(0.1))
     stop = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9)
     change = at(1, lambda: setattr(model.get_layer("base"), "trainable", True), "on_epoch_end")

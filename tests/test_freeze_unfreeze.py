@@ -25,7 +25,7 @@ L = keras.layers
 FEW = settings(max_examples=max(1, settings().max_examples // 4))
 FEWER = settings(max_examples=max(1, settings().max_examples // 12))
 
-# What is below each part of `deep()`; b1, c1 and so on are the leaves.
+# The leaves in each part of `deep()`: b1, c1 and so on.
 PARTS = {
     "outer": ["b1", "c1", "bn", "b2", "head"],
     "base": ["b1", "c1", "bn", "b2"],
@@ -61,7 +61,7 @@ def part_of(model: keras.Model, name: str, how: str) -> Any:
 
 @st.composite
 def steps(draw: Any) -> list[tuple[str, str, str, str]]:
-    """(what to do, to which part, how it is given, batch_norm)"""
+    """Draws a list of (action, part, how the part is passed, batch_norm)."""
     step = st.tuples(
         st.sampled_from(["freeze", "unfreeze"]),
         st.sampled_from(list(PARTS)),
@@ -72,7 +72,7 @@ def steps(draw: Any) -> list[tuple[str, str, str, str]]:
 
 
 def expected_flags(model: keras.Model, todo: list[tuple[str, str, str, str]]) -> dict[str, bool]:
-    """Does the steps, and says which leaves are trainable afterwards."""
+    """Applies the actions, and returns which leaves should be trainable afterwards."""
     expected = dict.fromkeys(LEAVES, True)
     for do, name, how, batch_norm in todo:
         part = part_of(model, name, how)

@@ -1,4 +1,4 @@
-"""Which part of a model is taken for its base when nobody names one: where data flow decides."""
+"""How the base of a model is found if it isn't named: data flow decides."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def images(*names: str) -> list[Any]:
     return [keras.Input(SHAPE, name=name) for name in names or ("image",)]
 
 
-# Models whose base is one part, by the names of the layers of this part that have weights.
+# Models with one possible base, and the names of its layers that have weights.
 
 
 def nested_head_larger_than_the_base() -> tuple[Model, set[str]]:
@@ -100,12 +100,12 @@ def subclassed_of_single_layers() -> tuple[Model, set[str]]:
 
 
 def layer_in_front_of_the_base() -> tuple[Model, set[str]]:
-    """Gray images made ones of three channels."""
+    """Converts gray images to three channels."""
     return chain(L.Conv2D(3, 1), net(filters=8), L.Flatten(), dense("out")), {"net_1", "net_2"}
 
 
 def base_that_is_frozen_already() -> tuple[Model, set[str]]:
-    """As Keras' guide to transfer learning does it."""
+    """As in Keras' guide to transfer learning."""
     base = net()
     base.trainable = False
     return chain(base, L.Flatten(), dense("out")), {"net_1", "net_2"}
@@ -117,7 +117,7 @@ def flat_with_a_deep_head() -> tuple[Model, set[str]]:
 
 
 def flat_of_nested_blocks() -> tuple[Model, set[str]]:
-    """As ConvNeXt: stem and downsampling are models, the blocks between them are layers."""
+    """Like ConvNeXt: stem and downsampling are models, the blocks between them are layers."""
     (i,) = images()
     h = chain(conv("s"), L.LayerNormalization(name="sn"), name="stem")(i)
     for n in range(3):
@@ -131,7 +131,7 @@ def flat_of_nested_blocks() -> tuple[Model, set[str]]:
 
 
 def squeeze_and_excite() -> tuple[Model, set[str]]:
-    """Its pooling is passed by: it doesn't end the base."""
+    """Its pooling is on a side branch, so it doesn't end the base."""
     (i,) = images()
     h = conv("c1")(i)
     weights = dense("e2", 4)(dense("e1", 2)(L.GlobalAveragePooling2D(keepdims=True)(h)))
@@ -172,7 +172,7 @@ def encoder_and_decoder() -> tuple[Model, set[str]]:
 
 
 def siamese() -> tuple[Model, set[str]]:
-    """One model holds all weights, its own projection among them."""
+    """One model contains all weights, including a projection."""
     projection = [L.Flatten(), dense("p1", 8), L.BatchNormalization(), dense("p2", 4)]
     embedding = chain(conv("c1"), conv("c2"), *projection, name="Embedding")
     pair = Model(both := images("anchor", "other"), L.Dot(1)([embedding(one) for one in both]))
@@ -219,7 +219,7 @@ def distillation_whose_call_takes_no_symbols() -> tuple[Model, set[str]]:
 
 
 def captions() -> tuple[Model, set[str]]:
-    """A network that was frozen for good, read by a decoder about as large."""
+    """A network that stays frozen, read by a decoder of about the same size."""
     base = net()
     base.trainable = False
     (i,), words = images(), keras.Input((5,), name="words")
@@ -274,13 +274,13 @@ FOUND: list[Callable[[], tuple[Model, set[str]]]] = [
     first_token,
 ]
 
-# Which graph a model has doesn't depend on the backend: the others fit those whose code is called.
+# A model's graph doesn't depend on the backend. The others fit only models with custom code.
 CALLED = [subclassed_with_a_larger_head, subclassed_of_single_layers, siamese, distillation]
 FITTED = FOUND if B.BACKEND == "torch" else CALLED
 
 
 def data_for(model: Model, rows: int = 4) -> tuple[Any, Any]:
-    """Inputs as the model's, and what it gives for other ones, as targets."""
+    """Returns inputs of the model's shape, and targets of its outputs' shape."""
     draw = np.random.default_rng(0)
     whole = model.network if hasattr(model, "network") else model
     inputs = getattr(whole, "inputs", None) or [keras.Input(SHAPE)]
@@ -309,14 +309,14 @@ def test_the_base_is_frozen_and_nothing_else(make: Any):
 
 
 def _with_weights(model: Model, only_trainable: bool = False) -> set[str]:
-    """The names of the layers that have weights of their own."""
+    """Returns the names of the layers that have their own weights."""
     found = [each for each in model._flatten_layers() if each._trainable_variables]
     return {each.name for each in found if each.trainable or not only_trainable}
 
 
 @pytest.mark.parametrize("make", CALLED[2:], ids=lambda make: make.__name__)
 def test_a_second_fit_finds_the_same_base(make: Any):
-    """The first one has frozen it."""
+    """The first fit has frozen it."""
     model, base = make()
     x, y = data_for(model)
     model.compile(keras.optimizers.Adam(), "mse")
@@ -342,7 +342,7 @@ def _layers(model: Model) -> list[Any]:
     return list(model._flatten_layers())
 
 
-# Models of which more than one part could be it
+# Models in which several parts could be the base
 
 
 def two_towers() -> Model:
@@ -395,7 +395,7 @@ SEVERAL: dict[Callable[[], Model], dict[str, set[str]]] = {
 
 @pytest.mark.parametrize("make", SEVERAL, ids=lambda make: make.__name__)
 def test_where_several_parts_could_be_it_an_error_lists_them(make: Any):
-    keras.backend.clear_session()  # the layers that Keras names are named as above
+    keras.backend.clear_session()  # the names that Keras gives layers are those above
     model = make()
     (x, y), before = data_for(model), B.weights(model)
     model.compile("sgd", "mse")

@@ -1,4 +1,4 @@
-"""Layers outside the base stay as they are until a stage names them: the head may be listed."""
+"""Layers outside the base keep their flags until a stage names them: a stage may name the head."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def model(*, head: bool = True) -> keras.Model:
 
 
 def run(net: keras.Model, stages: Any, *, epochs: int = 3, first: int = 0) -> list[set[str]]:
-    """The names of the layers that each epoch moves."""
+    """Returns the names of the layers that train in each epoch."""
     seen = [B.weights(net)]
     keep = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(B.weights(net)))
     callbacks = [FreezeBase(), GradualUnfreeze(stages, verbose=0), keep]
@@ -70,7 +70,7 @@ def test_a_second_fit_goes_on_where_the_first_ended():
 
 
 def test_a_warmed_up_head_was_trainable_before():
-    """Its rate is not lowered by the stage that unfreezes the base."""
+    """The stage that unfreezes the base doesn't lower its rate."""
     slow, plain = model(), model()
     for net, stage in ((slow, Stage(1, ["b3", "head"], warmup_steps=50)), (plain, Stage(1, "b3"))):
         net.compile(keras.optimizers.SGD(0.1), "mse")

@@ -1,4 +1,4 @@
-"""LoRA adapters in a frozen base: what trains, how a stage names them, where the cache cuts."""
+"""LoRA adapters in a frozen base: what trains, how a stage names them, where the cut is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD = {"head/kernel", "head/bias"}
 
 
 def lora(kind: str = "nested") -> keras.Model:
-    """A model whose second layer of the base has adapters."""
+    """A model with adapters in the second layer of its base."""
     keras.utils.set_random_seed(0)
     model = B.KINDS[kind]()
     B.layer(model, "b2").enable_lora(2)
@@ -44,7 +44,7 @@ def fit(model: keras.Model, *callbacks: Any, epochs: int = 1, first: int = 0, **
 
 
 def moved(model: keras.Model, *callbacks: Any, epochs: int = 1, first: int = 0) -> set[str]:
-    """The variables that a fit changes."""
+    """Returns the names of the variables that a fit changes."""
     before = B.weights(model)
     fit(model, *callbacks, epochs=epochs, first=first)
     after = B.weights(model)
@@ -70,7 +70,7 @@ def test_after_the_fit_the_layers_have_these_flags():
 
 
 def test_a_stage_names_the_adapters():
-    """Frozen until it unfreezes them; a layer outside begins so too."""
+    """They are frozen until a stage unfreezes them, like a layer outside the base that it names."""
     plan = [FreezeBase(), GradualUnfreeze({1: "lora"}, verbose=0)]
     model = lora()
     assert moved(model, *plan) == HEAD
@@ -141,7 +141,7 @@ def test_the_cache_cuts_before_the_first_adapter(kind: str):
 
 
 def test_one_fit_equals_two():
-    """With fresh optimizers for each stage, flags set by hand."""
+    """Fresh optimizers for each stage, and flags set by hand."""
     model = lora()
     ours = fit(
         model,
@@ -168,7 +168,7 @@ def test_one_fit_equals_two():
 
 @pytest.mark.parametrize("options", [{"warmup_steps": 4}, {"layer_decay": 0.5}])
 def test_rates_of_adapters_follow_the_stage(options: dict[str, Any]):
-    """The first step of SGD moves by the rate: a warmed-up one by a part of it."""
+    """The first step of SGD is proportional to the rate, so a warmed-up one is smaller."""
     steps = {}
     for key, more in (("plain", {}), ("slow", options)):
         model = lora()
@@ -227,7 +227,7 @@ def test_the_preview_counts_adapters():
 
 
 def test_a_base_that_holds_all_weights():
-    """A language model whose output reads its embeddings: adapters or lower layers alone."""
+    """A language model whose output reads its embeddings: only adapters or lower layers work."""
     model = keras.Sequential([keras.Input((6,)), B.functional_base()])
     B.compiled(model)
     with pytest.raises(ValueError, match=r"FreezeBase\(':b2'\) freezes its lower layers"):

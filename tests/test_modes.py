@@ -1,4 +1,4 @@
-"""Ways to call `compile` and `fit`: two stages in one `fit` are two fits by hand, to the bit."""
+"""All ways to call `compile` and `fit`: one `fit` with two stages equals two fits, bit for bit."""
 
 import importlib.util
 import itertools
@@ -19,7 +19,7 @@ IS_TORCH = BACKEND == "torch"
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 SLOW = os.environ.get("HYPOTHESIS_PROFILE") == "search"
 RNG = np.random.default_rng(0)
-X = RNG.normal(size=(22, 6)).astype("float32")  # the last of 6 batches is a partial one
+X = RNG.normal(size=(22, 6)).astype("float32")  # the last of 6 batches is smaller
 Y = (X.sum(axis=1, keepdims=True) > 0).astype("float32")
 BATCH = 4
 
@@ -55,10 +55,10 @@ def one_fit(mode):
 
 
 def two_fits(mode):
-    """What a user does by hand: flags, `compile`, `fit`, once a stage."""
+    """Trains as a user would by hand: set flags, `compile` and `fit` for each stage."""
     keras.utils.set_random_seed(0)
     model = mode.build()
-    if not model.built:  # what is frozen first and built later never trains on TensorFlow
+    if not model.built:  # on TensorFlow, a layer frozen before it is built never trains
         model(X[:1])
     for name in ("b1", "b2"):
         layer(model, name).trainable = False
@@ -187,7 +187,7 @@ def sgd(**kwargs):
     return lambda: keras.optimizers.SGD(0.1, **kwargs)
 
 
-# Keras has several steps an execution on TensorFlow and JAX alone; torch.compile takes a minute.
+# Only TensorFlow and JAX have steps_per_execution. torch.compile takes a minute.
 STEPS = {} if IS_TORCH else {"steps_per_execution": 4}
 JIT = {} if IS_TORCH and not SLOW else {"jit_compile": True}
 MODES = {
@@ -234,7 +234,7 @@ def test_equals_two_fits(name, policy):
 
 
 class TwoInputs(L.Layer):
-    """Its `call` takes any number of inputs, so `training` is known by its keyword alone."""
+    """Its `call` takes any number of inputs, so only the keyword identifies `training`."""
 
     def call(self, *inputs, training=None):
         return inputs[0] + 10 * inputs[1]
@@ -253,7 +253,7 @@ def test_a_second_input_is_not_taken_for_training():
 
 
 class WithSpare(keras.Model):
-    """Holds a layer that it never calls, and so never builds."""
+    """Has a layer that it never calls, and so never builds."""
 
     def __init__(self):
         super().__init__()
@@ -273,7 +273,7 @@ def test_a_layer_that_is_never_called_is_no_hindrance():
 
 
 def test_what_was_frozen_before_it_was_built_trains_once_it_is_thawed():
-    """In stock Keras it doesn't on TensorFlow, also after `compile`."""
+    """In stock Keras on TensorFlow it doesn't, even after `compile`."""
     keras.utils.set_random_seed(0)
     whole = Unbuilt()
     for each in (whole.base, *whole.base.layers):
@@ -286,7 +286,7 @@ def test_what_was_frozen_before_it_was_built_trains_once_it_is_thawed():
 
 
 def test_frozen_layers_run_in_inference_mode():
-    """LSTM's dropout is off, and SpectralNormalization leaves its kernel and its vector alone."""
+    """LSTM's dropout is off, and SpectralNormalization doesn't update its kernel and vector."""
     losses = []
     for rate in (0.1, 0.9):
         keras.utils.set_random_seed(0)
@@ -325,7 +325,7 @@ for key, value in modes.weights(mirrored).items():
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
 def test_mirrored_strategy():
-    """As on one device. In a process of its own: devices are set before TensorFlow is used."""
+    """Equals a run on one device. Has its own process: devices are set before TensorFlow starts."""
     root = os.path.dirname(os.path.dirname(__file__))
     paths = [root, os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

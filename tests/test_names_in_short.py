@@ -1,4 +1,4 @@
-"""Many layers in one line: by the blocks that hold them, and never too long."""
+"""Many layers in one line: grouped by block, and never too long."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LONGEST = 99
 
 
 class Block(L.Layer):
-    """A transformer layer: seven layers with weights, named alike in each."""
+    """A transformer layer: seven layers with weights, with the same names in each."""
 
     def __init__(self, norm: Any = L.LayerNormalization, **kwargs: Any):
         super().__init__(**kwargs)
@@ -50,7 +50,7 @@ class Block(L.Layer):
 
 
 def stack(blocks: int = 4, name: str = "encoder_block", **kwargs: Any) -> keras.Model:
-    """A base of blocks between a Dense and a norm, and a head."""
+    """A base of blocks between a Dense and a normalization, and a head."""
     inputs = keras.Input((5, 8))
     x = L.Dense(8, name="embedding")(inputs)
     for number in range(blocks):
@@ -66,13 +66,13 @@ X, Y = np.random.default_rng(0).normal(size=(8, 5, 8)).astype("float32"), np.zer
 def lines(
     capsys: Any, model: keras.Model, x: Any, y: Any, *callbacks: Any, epochs: int
 ) -> list[str]:
-    """What a fit prints."""
+    """Returns the lines that a fit prints."""
     model.fit(x, y, epochs=epochs, verbose=0, callbacks=[*callbacks])
     return str(capsys.readouterr().out).splitlines()
 
 
 def changed(printed: list[str]) -> list[str]:
-    """What stages thawed and froze."""
+    """Returns what stages unfroze and froze."""
     found = [re.match(r"  (unfrozen|frozen)  +(.*)", line) for line in printed]
     return [f"{match[1]} {match[2]}" for match in found if match]
 
@@ -119,7 +119,7 @@ def test_the_preview_tells_stages_apart():
 
 
 def test_the_batch_norm_policy_does_not_hide_a_block(capsys: Any):
-    """The block is named, and the number is that of the layers that change."""
+    """The line names the block, and counts only the layers that change."""
     stages = [FreezeBase("base"), GradualUnfreeze({1: "encoder_block_1"})]
     printed = lines(capsys, stack(norm=L.BatchNormalization), X, Y, *stages, epochs=2)
     assert changed(printed)[1] == "unfrozen encoder_block_1 (5 layers)"
@@ -141,7 +141,7 @@ def test_changes_by_others(capsys: Any):
 
 
 def test_long_names(capsys: Any):
-    """However long they are, a line stays short and says how many layers there are."""
+    """Even with long names, a line stays short and gives the number of layers."""
     name = "a_transformer_layer_with_a_name_that_nobody_would_like_to_read_to_its_end_in_any_line"
     selectors = ["re:.*query", "re:.*_norm", "re:.*_1/.*", "all"]
     stages = [Stage(epoch, selector) for epoch, selector in enumerate(selectors, 1)]
@@ -159,7 +159,7 @@ def counts(names: dict[str, int]) -> int:
 
 @pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny"])
 def test_models_of_keras(name: str):
-    """Each leaf with weights is counted once, whatever is chosen."""
+    """Each leaf with weights is counted once, for any selection."""
     kind = getattr(keras.applications, name)
     base = kind(weights=None, input_shape=(32, 32, 3), include_top=False, pooling="avg")
     model = keras.Sequential([keras.Input((32, 32, 3)), base, L.Dense(1)])
@@ -201,7 +201,7 @@ def test_bert(capsys: Any):
 
 
 def test_vit(capsys: Any):
-    """Its blocks are in an encoder, which is a layer."""
+    """Its blocks are inside an encoder, which is a layer."""
     vit = backbone("ViT")
     inputs = keras.Input((8, 8, 3))
     head = L.Dense(1, name="head")(L.Flatten()(vit(inputs)))

@@ -36,7 +36,7 @@ def fit(model, callbacks, x=X, y=Y, epochs=2, **kwargs):
 
 
 def traces(model):
-    """The attributes of the model, its layers and its optimizer that come from us."""
+    """Returns the attributes of the model, its layers and its optimizer that keras_freeze added."""
     owners = [*model._flatten_layers(), model.optimizer]
     found = [f"{owner.name}.call" for owner in owners if "call" in vars(owner)]
     for owner, (name, value) in ((o, item) for o in owners for item in vars(o).items()):
@@ -48,7 +48,7 @@ def traces(model):
 
 
 def make_alike(twin, model):
-    """Gives a model that never met us the flags, weights and seeds of `model`."""
+    """Copies the flags, weights and seeds of `model` to a model that never used our callbacks."""
     for mine, other in zip(model._flatten_layers(), twin._flatten_layers(), strict=True):
         other.trainable = mine.trainable  # containers come first
         for seed, other_seed in zip(mine._seed_generators, other._seed_generators, strict=True):
@@ -58,12 +58,12 @@ def make_alike(twin, model):
 
 def train_on_batch(model):
     keras.utils.set_random_seed(1)
-    model.reset_metrics()  # Keras 3.12 goes on averaging
+    model.reset_metrics()  # Keras 3.12 would continue the averages
     return float(model.train_on_batch(X, Y))
 
 
 def use(model):
-    """What a user does next."""
+    """Does what a user does next."""
     keras.utils.set_random_seed(1)
     seen = fit(model, [])
     seen["batch"] = [train_on_batch(model), model.evaluate(X, Y, verbose=0)]
@@ -73,7 +73,7 @@ def use(model):
 
 
 def raise_in(hook, error, call):
-    """A callback that raises in one call of a hook, counted from 1."""
+    """Returns a callback that raises in one call of a hook, counted from 1."""
     callback, counter = keras.callbacks.Callback(), itertools.count(1)
 
     def run(*args, **kwargs):
@@ -86,7 +86,7 @@ def raise_in(hook, error, call):
 
 @pytest.mark.parametrize("ending", ["end", "KeyboardInterrupt"])
 def test_next_use_is_that_of_a_plain_model(ending):
-    """Dropout inside the frozen base is live again, as Keras has it."""
+    """Dropout inside the frozen base is active again, as in stock Keras."""
     model, twin = compiled(nested(extras=True)), nested(extras=True)
     if ending == "end":
         fit(model, ours())
@@ -95,7 +95,7 @@ def test_next_use_is_that_of_a_plain_model(ending):
             fit(model, [*ours(), raise_in("on_train_batch_end", KeyboardInterrupt, BATCHES + 1)])
     assert traces(model) == []
     make_alike(twin, model)
-    fit(compiled(twin), [])  # in its first `fit`, PyTorch draws random numbers for building
+    fit(compiled(twin), [])  # PyTorch draws random numbers to build the model in the first `fit`
     make_alike(twin, model)
     (seen, values), (expected, expected_values) = use(model), use(twin)
     assert seen == expected
@@ -106,7 +106,7 @@ def test_next_use_is_that_of_a_plain_model(ending):
 
 
 class Broken(keras.Model):
-    """Its train step raises when it is told to."""
+    """Its train step can be told to raise."""
 
     steps_left = None
 
@@ -125,7 +125,7 @@ def broken_model(rate):
 
 @pytest.fixture(scope="module")
 def pair():
-    """A model for one broken `fit` after the other, and a plain one to compare it with."""
+    """A model for several broken `fit` calls, and a plain one to compare it with."""
     return broken_model(0.1), nested(extras=True)
 
 
@@ -139,7 +139,7 @@ def assert_plain(model, twin):
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_after_an_error_in_a_hook(pair, hook):
-    """In the second epoch, in a callback before ours and in one behind them."""
+    """In the second epoch, in callbacks before and after ours."""
     call = BATCHES + 2 if "batch" in hook else 2 - hook.startswith("on_train")
     for error, place in ((KeyboardInterrupt, 0), (ZeroDivisionError, 2)):
         callbacks = ours()
@@ -151,7 +151,7 @@ def test_after_an_error_in_a_hook(pair, hook):
 
 @pytest.mark.parametrize("steps", [BATCHES, BATCHES + 1])
 def test_after_an_error_in_the_train_step(steps):
-    """In the first step of stage 1, and in the second. At a rate of 0 no weight may change."""
+    """In the first and the second step of stage 1. At a rate of 0 no weight may change."""
     model = broken_model(rate=0.0)
     model.steps_left = steps
     before = weights(model)
@@ -162,7 +162,7 @@ def test_after_an_error_in_the_train_step(steps):
 
 
 def test_ctrl_c_while_the_step_is_tidied_up():
-    """At each line of it."""
+    """At each of its lines."""
     patched = [L.Dense(1) for _ in range(3)]
     put_back = temporary_attributes._put_back.__code__
 
@@ -182,7 +182,7 @@ def test_ctrl_c_while_the_step_is_tidied_up():
         finally:
             sys.settrace(before)
 
-    for line in range(5, 15):  # the first four are before the loop
+    for line in range(5, 15):  # the first four lines are before the loop
         with pytest.raises(KeyboardInterrupt):
             interrupted(line)
         assert not any("call" in vars(each) for each in patched)
@@ -196,18 +196,18 @@ def batches(count):
 
 @pytest.mark.parametrize("count", [BATCHES, BATCHES + 1])
 def test_after_an_error_in_the_data(count):
-    """Of the first step of stage 1, and of the second."""
+    """Data for the first and the second step of stage 1."""
     model = broken_model(rate=0.0)
     before = weights(model)
     options = {"y": None, "steps_per_epoch": BATCHES, "batch_size": None, "validation_data": None}
-    with pytest.raises(Exception, match="broken data"):  # TensorFlow wraps it in its own
+    with pytest.raises(Exception, match="broken data"):  # TensorFlow wraps the error
         fit(model, ours(), batches(count), epochs=3, **options)
     assert traces(model) == []
     assert_equal(weights(model), before)
 
 
 def summary(model):
-    """What loading must give back."""
+    """Returns what loading must restore."""
     found = {f"weight {i}": value for i, value in enumerate(model.get_weights())}
     for i, variable in enumerate(model.optimizer.variables):
         found[f"optimizer {i}"] = np.array(keras.ops.convert_to_numpy(variable))
@@ -229,7 +229,7 @@ for path in sys.argv[1:]:
 
 
 def test_saved_models_load_without_us(tmp_path):
-    """Saved behind `fit` and in the middle of it, also by ModelCheckpoint."""
+    """Saved after `fit` and during it, also by ModelCheckpoint."""
     model = nested(extras=True)
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
     saved = {}
@@ -262,7 +262,7 @@ def test_saved_models_load_without_us(tmp_path):
 
 
 def test_copies():
-    """Pickled and cloned in `fit` and behind it: the same flags."""
+    """Pickled and cloned during `fit` and after it: the flags are the same."""
     model = compiled(nested(extras=True), run_eagerly=True)
     pickles = []
 

@@ -1,4 +1,4 @@
-"""Files that an earlier version wrote still load, and mean the same.
+"""Files written by an earlier version still load, with the same meaning.
 
 `tests/data` was written on JAX by the version before the package's folders were rearranged.
 """

@@ -1,4 +1,4 @@
-"""The optimizer after `fit`, after an interruption, and after many toggles: a plain one."""
+"""After `fit`, an interruption or many changes, the optimizer is a plain one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ if hasattr(optimizers, "MultiOptimizer"):
 
 
 def thawing(mode: str = "carry", **rates: Any) -> list[keras.callbacks.Callback]:
-    """The base thaws at epoch 1 and partly freezes again at epoch 2."""
+    """The base is unfrozen at epoch 1 and partly frozen again at epoch 2."""
     stages = [
         Stage(1, ["b2", "b3"], learning_rate=rates.get("first")),
         Stage(2, "b1", "b3", learning_rate=rates.get("second")),
@@ -75,24 +75,24 @@ def fit(model: keras.Model, callbacks: Any = (), **kwargs: Any) -> Any:
 
 
 def eager(make: Callable[[Any], Any], rate: Any = RATE) -> keras.Model:
-    """Eager steps leave the same optimizer and needn't be traced."""
+    """Eager steps create the same optimizer without tracing."""
     return compiled(nested(), make(rate), run_eagerly=True)
 
 
 def described(state: list[Any]) -> list[tuple[Any, ...]]:
-    """Names tell the order; Nadam's product has none, so Keras numbers it."""
+    """Names show the order. Nadam's product has no name, so Keras numbers it."""
     names = [re.sub(r"^variable_\d+$", "variable", variable.name) for variable in state]
     return [(n, tuple(v.shape), str(v.dtype)) for n, v in zip(names, state, strict=True)]
 
 
 def kinds(given: Any) -> dict[str, type]:
-    """The types of the attributes; Keras' own wrappers hand over a list or a tuple."""
+    """Returns the attributes' types. Keras' own wrappers use a list or a tuple."""
     held = vars(given).items()
     return {name: list if isinstance(v, (list, tuple)) else type(v) for name, v in held}
 
 
 def assert_plain(given: Any, expected: Any) -> None:
-    """Equal to an optimizer that knows nothing of us, but for its values."""
+    """Equal to an optimizer that never used keras_freeze, except for its values."""
     assert described(given.variables) == described(expected.variables)
     assert kinds(given) == kinds(expected)
     for one, other in zip(
@@ -102,7 +102,7 @@ def assert_plain(given: Any, expected: Any) -> None:
 
 
 def of_a_plain_fit(model: keras.Model, make: Callable[[Any], Any], rate: Any = RATE) -> Any:
-    """The optimizer of a plain fit of an equal model with equal flags."""
+    """Returns the optimizer of a plain fit of an equal model with equal flags."""
     other = eager(make, rate)
     for name in ("b1", "b2", "b3"):
         layer(other, name).trainable = layer(model, name).trainable
@@ -164,7 +164,7 @@ def test_a_reset_forgets_the_rate_of_earlier_stages_also_in_a_later_fit(start, e
 
 
 class OwnSlots(optimizers.Optimizer):
-    """A user's optimizer with its momenta in a dictionary, or in one variable for all."""
+    """A custom optimizer with its momenta in a dictionary, or in one variable for all."""
 
     def __init__(self, rate, in_dictionary):
         super().__init__(learning_rate=rate)
@@ -196,7 +196,7 @@ ALL = [
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_optimizer_of_keras_can_be_carried(name):
-    """Muon of Keras 3.12 has its slots in dictionaries by path."""
+    """Muon of Keras 3.12 keeps its momenta in dictionaries by path."""
     if name == "Muon" and BACKEND == "tensorflow" and keras.__version__.startswith("3.12."):
         with pytest.raises(AttributeError, match="path"):
             fit(eager(optimizers.Muon))
@@ -234,7 +234,7 @@ def test_slots_that_cannot_be_carried_are_refused_before_the_first_step():
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
 def test_tensorflow_can_write_checkpoints(tmp_path):
-    """It refuses to, for a list from which something was deleted."""
+    """It refuses if an item was deleted from a list."""
     import tensorflow as tf
 
     model, other = eager(optimizers.Adam), eager(optimizers.Adam)
@@ -249,7 +249,7 @@ def test_tensorflow_can_write_checkpoints(tmp_path):
 
 @pytest.fixture
 def quick_collection():
-    """Lets `gc` pass over what earlier tests left."""
+    """Excludes objects of earlier tests from garbage collection."""
     gc.collect()
     gc.freeze()
     yield
@@ -270,7 +270,7 @@ def test_nothing_is_remembered_of_a_model_that_is_gone():
 
 
 def snapshot(model: keras.Model) -> dict[str, Any]:
-    """All that an interrupted change could have touched: objects by identity, and values."""
+    """Returns all that an interrupted change could affect: object identities, and values."""
     found: dict[str, Any] = {"flags": [each.trainable for each in model._flatten_layers()]}
     found |= weights(model)
     for number, member in enumerate(optimizer_rebuild.family(model.optimizer)):
@@ -294,7 +294,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def rebuild(model: keras.Model, mode: str, interrupt_at: int = 0) -> int:
-    """Rebuilds; a Ctrl-C comes at one of the lines of the module. Returns how many have run."""
+    """Rebuilds, with a KeyboardInterrupt at one line of the module. Returns how many lines ran."""
     count, before = 0, sys.gettrace()
 
     def local(frame, event, arg):
@@ -315,10 +315,10 @@ def rebuild(model: keras.Model, mode: str, interrupt_at: int = 0) -> int:
 
 
 def before_a_change(make: Callable[[Any], Any]) -> keras.Model:
-    """A model some steps after a stage; the flags have changed, the optimizer has not."""
+    """A model some steps after a stage: the flags have changed, the optimizer hasn't."""
     model = eager(make)
     fit(model, thawing(), epochs=2)
-    model.train_on_batch(*data(4))  # at the end of a fit, weights are their averages
+    model.train_on_batch(*data(4))  # at the end of a fit, the weights equal their averages
     layer(model, "b1").trainable, layer(model, "b3").trainable = True, False
     return model
 
@@ -357,15 +357,15 @@ def test_a_stage_that_fails_leaves_a_model_for_a_plain_fit(owner, name, rate, mo
         fit(model, [*thawing(first=rate), breaking], epochs=3)
     monkeypatch.undo()
     assert not differences(seen, snapshot(model))
-    fit(model)  # trains the head alone
+    fit(model)  # trains only the head
     assert changed(seen, snapshot(model)) >= {"head"}
     assert not {"b1", "b2", "b3"} & changed(seen, snapshot(model))
 
 
 class Counted(keras.Model):
-    """Counts how often it is traced; on PyTorch, which traces nothing, its steps.
+    """Counts how often it is traced. On PyTorch, which doesn't trace, counts its steps.
 
-    Keeps a weak reference to each step function that was made.
+    Keeps a weak reference to each step function.
     """
 
     traces = 0
@@ -388,7 +388,7 @@ def new_counted(**kwargs: Any) -> Counted:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Counted, list[Any]]:
-    """A compiled model, and a list that gets an item at each rebuild of its optimizer."""
+    """A compiled model, and a list that gets an item for each rebuild of its optimizer."""
     model, rebuilds = new_counted(), []
     plain = optimizer_rebuild.rebuild
     monkeypatch.setattr(
@@ -441,7 +441,7 @@ def test_a_flag_set_to_what_it_is_is_no_change(monkeypatch):
 
 
 class References(keras.callbacks.Callback):
-    """Weak references to each optimizer variable there ever was."""
+    """Keeps weak references to all optimizer variables."""
 
     def on_train_begin(self, logs=None):
         self.seen = {}

@@ -1,4 +1,4 @@
-"""The callbacks work in any order, beside Keras' own, and more than once (C6)."""
+"""The callbacks work in any order, with Keras' own, and more than once (C6)."""
 
 import csv
 import importlib.util
@@ -39,7 +39,7 @@ def fit(model, callbacks, epochs=2, **kwargs):
 
 
 class Busy(C.Callback):
-    """Uses the model in the middle of `fit`."""
+    """Uses the model during `fit`."""
 
     def __init__(self, path):
         super().__init__()
@@ -56,7 +56,7 @@ class Busy(C.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if batch == 0:
-            self.model.evaluate(X, Y, verbose=0)  # starts the metrics of the epoch anew
+            self.model.evaluate(X, Y, verbose=0)  # resets the metrics of the epoch
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.evaluate(X, Y, verbose=0)
@@ -80,7 +80,7 @@ def stopping(path):
 
 
 def run(others, path, seed):
-    """Weights, History, CSVLogger's file and the names of ModelCheckpoint's, for one order."""
+    """Returns weights, History, CSVLogger's file and ModelCheckpoint's file names for an order."""
     path.mkdir()
     saver = C.ModelCheckpoint(str(path / "stage {stage} {learning_rate:.3f}.keras"))
     callbacks = [*ours(["b3", "drop"]), *others(path), saver, C.CSVLogger(str(path / "log.csv"))]
@@ -148,7 +148,7 @@ def test_a_stage_holds_though_another_callback_set_its_flags_before():
 
 
 def test_compile_in_the_middle_takes_effect():
-    """Keras itself stops with an error about a train function that is None."""
+    """Stock Keras fails with an error about a train function that is None."""
 
     class Compiles(C.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -163,7 +163,7 @@ def test_compile_in_the_middle_takes_effect():
 
 
 def test_looking_on_makes_no_difference(tmp_path):
-    """The weights are those of a `fit` without callbacks that use the model meanwhile."""
+    """The weights equal those of a `fit` without callbacks that use the model."""
     model, undisturbed = model_for(), model_for()
     fit(model, [*busy(tmp_path), *ours()])
     fit(undisturbed, [scheduler(), *ours()])
@@ -171,7 +171,7 @@ def test_looking_on_makes_no_difference(tmp_path):
 
 
 def test_instances_serve_a_second_fit():
-    """On a fresh model all is as before; on the same model the stages are."""
+    """A fresh model gives equal results. The same model gives equal stages."""
     callbacks = ours()
     first, second = model_for(), model_for()
     history = fit(first, callbacks)
@@ -199,7 +199,7 @@ class Fails(C.Callback):
 
 
 def test_users_callback_list():
-    """It works, is clean afterwards, and works again after a `fit` that raised."""
+    """It works, is restored afterwards, and works again after a `fit` that raised."""
     model, fails = model_for(), Fails()
     callback_list = C.CallbackList([*ours(), fails], add_history=True, model=model, epochs=2)
     held = list(callback_list.callbacks)
@@ -209,14 +209,14 @@ def test_users_callback_list():
     with pytest.raises(ZeroDivisionError):
         fit(model, callback_list)
     fails.armed = False
-    # Keras' History begins anew only with a new list.
+    # Keras' History starts over only with a new list.
     assert fit(model, callback_list)["stage"] == [0, 1, 0, 0, 1]
     assert callback_list.callbacks == held
 
 
 @pytest.mark.parametrize("kind", [list, C.CallbackList])
 def test_callbacks_in_an_inner_list(kind):
-    """Their logs reach the callbacks outside, and what those change is seen."""
+    """Their logs reach the outer callbacks, and changes by outer callbacks are detected."""
     if kind is list and BACKEND != "tensorflow":
         pytest.skip("Keras accepts a list in a list of callbacks on TensorFlow alone")
     model = model_for()
@@ -230,7 +230,7 @@ def test_callbacks_in_an_inner_list(kind):
 
 
 def test_users_history():
-    """A History of the user's, in front of ours, gets every key."""
+    """A user's History before our callbacks gets every key."""
     mine = C.History()
     assert fit(model_for(), [mine, *ours()], epochs=2) is mine.history
     assert set(mine.history) == {"loss", "stage", "trainable_params", "learning_rate"}

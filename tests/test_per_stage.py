@@ -1,4 +1,4 @@
-"""PerStage: a callback starts afresh at each stage, and its stop ends the stage."""
+"""PerStage: a callback starts over at each stage, and its stop ends the stage."""
 
 import itertools
 import random
@@ -43,12 +43,12 @@ def fit(model, callbacks, epochs=12, **kwargs):
 
 
 def patient(patience=1, **kwargs):
-    """Its first epoch is the best, whatever comes: it stops `patience` epochs later."""
+    """Its first epoch is always the best: it stops `patience` epochs later."""
     return C.EarlyStopping("loss", patience=patience, min_delta=1e9, **kwargs)
 
 
 class StopsAt(C.Callback):
-    """Asks for a stop at the end of one epoch."""
+    """Requests a stop at the end of one epoch."""
 
     def __init__(self, epoch):
         super().__init__()
@@ -60,7 +60,7 @@ class StopsAt(C.Callback):
 
 
 class StopsInStep(C.Callback):
-    """Asks for a stop after the first step of one epoch."""
+    """Requests a stop after the first step of one epoch."""
 
     def __init__(self, epoch):
         super().__init__()
@@ -75,7 +75,7 @@ class StopsInStep(C.Callback):
 
 
 def by_hand(model, ends, make, thawed=(), **kwargs):
-    """`compile` and `fit` for each stage, which `ends` after these epochs; makes the callbacks."""
+    """Calls `compile` and `fit` for each stage, up to its epoch in `ends`, with new callbacks."""
     history, begin = {}, 0
     for trainable, end in zip([[], *thawed], ends, strict=True):
         for name in ("b1", "b2", "b3"):
@@ -98,7 +98,7 @@ def test_a_stop_ends_the_stage_and_in_the_last_one_the_run():
 
 @pytest.mark.parametrize("optimizer", [keras.optimizers.SGD, keras.optimizers.Adam])
 def test_the_best_weights_of_each_stage_as_in_fits_by_hand(optimizer):
-    """To the bit: what a stage ends with is what the next one begins with."""
+    """Bitwise equal: the next stage begins with the weights that the last one ends with."""
     callback = patient(2, restore_best_weights=True)
     model, reference = model_for(optimizer(0.125)), model_for(optimizer(0.125))
     history = fit(model, [*ours(optimizer="reset"), PerStage(callback)])
@@ -114,7 +114,7 @@ def test_the_best_weights_of_each_stage_as_in_fits_by_hand(optimizer):
 
 
 def test_the_best_weights_by_the_stage_too():
-    """`restore_best` has the last word, where both restore: the slots must fit the weights."""
+    """If both restore, `restore_best` does so last: the slots must match the weights."""
     stages = [Stage(Plateau("loss", patience=9), "b3", restore_best=True)]
     stops = PerStage(StopsAt(3))
     both = [PerStage(patient(3, restore_best_weights=True)), *ours(stages)]
@@ -127,7 +127,7 @@ def test_the_best_weights_by_the_stage_too():
 
 
 def test_the_best_weights_at_the_schedules_own_epochs():
-    """A stage that ends as planned ends for the callback as well."""
+    """A stage that ends as scheduled also ends for the callback."""
     make = lambda: [patient(99, restore_best_weights=True)]  # noqa: E731
     model, reference = model_for(), model_for()
     fit(model, [*ours({2: "b3"}, optimizer="reset"), PerStage(*make())], epochs=4)
@@ -164,7 +164,7 @@ def test_two_that_ask_at_once_end_the_stage_once():
 
 @pytest.mark.parametrize("order", range(6))
 def test_a_bare_stop_ends_the_run(order):
-    """In the same epoch too, and wherever it stands."""
+    """Even in the same epoch, in any order."""
     callbacks = [
         *ours(),
         *list(itertools.permutations([PerStage(patient()), StopsAt(1), C.History()]))[order],
@@ -212,13 +212,13 @@ def test_what_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
-# --- afresh ---------------------------------------------------------------------------------------
+# --- a fresh start --------------------------------------------------------------------------------
 
 
 class Recorder(C.Callback):
-    """Writes down its hooks, and which of its copies was called."""
+    """Records its hooks, and which copy was called."""
 
-    seen: ClassVar[list] = []  # copies share it
+    seen: ClassVar[list] = []  # shared by all copies
 
     def __init__(self):
         super().__init__()
@@ -244,7 +244,7 @@ for _hook in [
 
 
 def test_hooks_come_as_in_fits_by_hand():
-    """The same ones, in the same order, with the same numbers and logs, on a fresh callback."""
+    """A fresh callback gets the same hooks, in the same order, with the same numbers and logs."""
     Recorder.seen = []
     fit(model_for(), [*ours({2: "b3"}), PerStage(Recorder())], epochs=3)
     found, Recorder.seen = Recorder.seen, []
@@ -268,7 +268,7 @@ def test_reduced_rates_begin_to_wait_anew():
     reduce = C.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=1e9)
     stages = [Stage(2, "b3"), Stage(4, "b2", learning_rate=0.25)]
     rates = fit(model_for(), [*ours(stages), PerStage(reduce)], epochs=8)["learning_rate"]
-    # Logs carry the rate that the epoch ended with, before it was reduced.
+    # Logs contain the rate that the epoch ended with, before it was reduced.
     assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.25, 0.25, 0.25, 0.125])
 
 
@@ -305,7 +305,7 @@ def test_checkpoints_between_steps(tmp_path):
     saver = C.ModelCheckpoint(path, save_weights_only=True, save_freq=2)
     fit(model_for(), [PerStage(saver), *ours({1: "b3"})], epochs=2)
     names = sorted(file.name.split(".")[0] for file in tmp_path.iterdir())
-    # Three steps an epoch; the second stage counts them anew.
+    # Three steps per epoch. The second stage counts from zero.
     assert names == ["0 1 2", "1 2 2"]
 
 
@@ -354,7 +354,7 @@ def test_a_function_makes_what_cannot_be_copied():
         PerStage(Locked())
 
 
-# --- beside others, and again ---------------------------------------------------------------------
+# --- with other callbacks, and reused -------------------------------------------------------------
 
 
 def run(path, seed):
@@ -385,7 +385,7 @@ def test_order_makes_no_difference(tmp_path):
 
 
 def test_with_the_cache():
-    """Restored weights and an epoch that is cut short are no concern of it."""
+    """Restored weights and a shortened epoch don't affect it."""
     results = []
     for cache in ([], [BottleneckCache(verbose=0)]):
         model = model_for()
@@ -407,14 +407,14 @@ def test_instances_serve_a_second_fit():
 
 
 def test_initial_epoch_lands_in_its_stage():
-    """A later run knows the schedule alone."""
+    """A later run only knows the schedule."""
     callbacks = [*ours({3: "b3", 6: "b2"}), PerStage(patient())]
     assert fit(model_for(), callbacks, initial_epoch=4)["stage"] == [1, 1, 2, 2]
     assert fit(model_for(), callbacks, initial_epoch=12) == {}
 
 
 class Fails(C.Callback):
-    """Fails in an epoch, as long as it is armed."""
+    """Raises in one epoch while it is armed."""
 
     armed = True
 

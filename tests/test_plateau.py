@@ -1,4 +1,4 @@
-"""Stages that begin by a trigger: when, and from which weights."""
+"""Stages that begin by a trigger: when they begin, and from which weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VAL = builders.data(8, seed=1)
 
 
 class Score(keras.callbacks.Callback):
-    """Logs numbers that are known beforehand."""
+    """Logs given numbers."""
 
     def __init__(self, values: list[float], name: str = "val_score"):
         super().__init__()
@@ -56,7 +56,7 @@ def fit(callbacks: list[Any], epochs: int, **options: Any) -> tuple[keras.Model,
         model.compile(options.pop("optimizer", "adam"), "mse")
     options = {"batch_size": 8, "shuffle": False, "verbose": 0, **options}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of stages that are never reached
+        warnings.simplefilter("ignore", UserWarning)  # stages that are never reached
         history = model.fit(X, Y, epochs=epochs, callbacks=callbacks, **options)
     return model, history.history
 
@@ -66,7 +66,7 @@ def assert_equal(one: keras.Model, other: keras.Model) -> None:
 
 
 def fires(values: list[float | None], plateau: Plateau) -> int | None:
-    """The epoch after which a stage ends: the rule once more, in plain words."""
+    """Returns the epoch after which a stage ends: a simple version of the rule."""
     for end in range(1, len(values) + 1):
         if plateau.max_epochs is not None and end >= plateau.max_epochs:
             return end - 1
@@ -149,7 +149,7 @@ SOME = settings(max_examples=max(2, settings().max_examples // 10))
 def test_a_run_is_that_of_a_schedule_with_the_epochs_that_were_found(
     values: list[int], patience: int, mode: str, first: bool
 ):
-    """Two triggers and an epoch between them."""
+    """Two triggers, and an epoch between them."""
     stages = [
         Stage(Plateau("val_score", patience=patience), "b3"),
         Stage(5, "b2"),
@@ -190,14 +190,14 @@ def test_a_second_fit_goes_on_where_the_first_ended():
     _, second = fit(callbacks, 8, model=model, initial_epoch=4)
     assert first["stage"] + second["stage"] == history["stage"]
     assert_equal(model, whole)
-    # From the beginning, what an earlier run recorded doesn't count.
+    # In a run from the beginning, the record of an earlier run has no effect.
     _, again = fit(callbacks, 8)
     assert again["stage"] == history["stage"]
 
 
 @pytest.mark.parametrize("at", [Plateau("val_score", patience=2), 4])
 def test_back_to_the_best_epoch_with_a_fresh_optimizer(at: Any):
-    """Against two fits: Keras' EarlyStopping restores, then everything is compiled anew."""
+    """Equal to two fits: Keras' EarlyStopping restores, then the model is compiled again."""
     name = "val_score" if isinstance(at, Plateau) else "val_loss"
     values = [3.0, 1.0, 2.0, 2.0, 5.0, 5.0, 5.0]
     stage = Stage(at, "b3", restore_best=True)
@@ -216,7 +216,7 @@ def test_back_to_the_best_epoch_with_a_fresh_optimizer(at: Any):
 
 @pytest.mark.parametrize("optimizer", ["adam", "nadam", "sgd", "rmsprop", "adamw"])
 def test_back_to_the_best_epoch_with_its_slots(optimizer: str):
-    """The run is that of a stage which began right behind the best epoch."""
+    """Equal to a run whose stage began right after the best epoch."""
     values = [3.0, 1.0, 2.0, 2.0, 5.0, 5.0, 5.0]
     stage = Stage(Plateau("val_score", patience=2), "b3", restore_best=True)
     model, _ = fit(
@@ -247,7 +247,7 @@ if hasattr(keras.optimizers, "MultiOptimizer"):  # Keras >= 3.15
 
 @pytest.mark.parametrize("name", AROUND)
 def test_back_to_the_best_epoch_with_optimizers_within_one(name: str):
-    """The run is that of a stage which began right behind the best epoch."""
+    """Equal to a run whose stage began right after the best epoch."""
     stage = Stage(Plateau("val_score", patience=2), "b3", restore_best=True)
     thaw = GradualUnfreeze([stage], verbose=0)
     score = Score([3.0, 1.0, 2.0, 2.0, 5.0, 5.0, 5.0])
@@ -367,7 +367,7 @@ def test_epochs_out_of_order_beside_a_trigger():
 
 @given(st.data())
 def test_the_stage_is_a_function_of_schedule_epoch_and_transitions(data: Any):
-    """By the definition: the last stage that has begun, in the order of the schedule."""
+    """By definition: the last stage that has begun, in schedule order."""
     kinds = data.draw(st.lists(st.booleans(), min_size=1, max_size=6))
     epochs = sorted(data.draw(st.sets(st.integers(0, 40), min_size=6, max_size=6)))
     stages = [
@@ -417,7 +417,7 @@ def test_a_fit_of_no_epochs():
 @pytest.mark.parametrize("steps", [3, 1])
 @pytest.mark.parametrize("best", [0, 1])
 def test_accumulated_gradients_stay_in_their_window(steps: int, best: int):
-    """The gradient is always the same, so each update must be; epochs end inside of windows."""
+    """The gradient is constant, so each update must be. Epochs end in the middle of windows."""
     keras.utils.set_random_seed(0)
     base = keras.Sequential([keras.Input((6,)), builders.L.Dense(4, name="b")], name="base")
     model = keras.Sequential([base, builders.L.Dense(1, use_bias=False, name="head")])
@@ -442,7 +442,7 @@ def test_accumulated_gradients_stay_in_their_window(steps: int, best: int):
         verbose=0,
         callbacks=[FreezeBase("base"), GradualUnfreeze([stage], verbose=0), score, note],
     )
-    # It goes on from the best epoch, at the rhythm of the windows as they run.
+    # Training continues from the best epoch, and the windows keep their alignment with the steps.
     after = best + 2
     pairs = [(begins, kernels[1], 0, 2), (kernels[best], kernels[after], after, after + 1)]
     pairs += [(kernels[e - 1], kernels[e], e, e + 1) for e in range(after + 1, 8)]
@@ -453,7 +453,7 @@ def test_accumulated_gradients_stay_in_their_window(steps: int, best: int):
 
 
 def test_the_best_epoch_also_where_a_trigger_was_skipped():
-    """The stage that really follows asks for it, or one that is passed over does."""
+    """Either the stage that begins asks for it, or the skipped one does."""
     for first, second in ((False, True), (True, False)):
         values = [3.0, 1.0, 2.0, 2.0]
         stages = [
@@ -474,7 +474,7 @@ def test_the_best_epoch_also_where_a_trigger_was_skipped():
 def test_a_stage_that_is_skipped_resets_the_optimizer_too():
     stages = [Stage(Plateau("val_score", patience=9), "b2", optimizer="reset"), Stage(2, "b3")]
     model, _ = fit([FreezeBase("base"), GradualUnfreeze(stages, verbose=0), Score([1.0] * 3)], 3)
-    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 2  # of the last epoch
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 2  # from the last epoch
 
 
 def test_a_trigger_that_fires_in_the_last_epoch_is_told():
@@ -505,7 +505,7 @@ def test_a_compile_within_a_stage_keeps_the_slots_that_it_made():
 
 def test_what_was_recorded_may_come_from_a_file():
     thaw = GradualUnfreeze([Stage(Plateau("loss"), "b3")], verbose=0)
-    thaw.begun = {"1": 2}  # as JSON has it
+    thaw.begun = {"1": 2}  # JSON turns the key into a string
     model = builders.compiled(builders.nested())
     _, history = fit([FreezeBase("base"), thaw], 4, model=model, initial_epoch=3)
     assert history["stage"] == [1]

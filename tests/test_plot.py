@@ -27,7 +27,7 @@ STAGES = [Stage(2, "b3", name="fine-tune", learning_rate=0.01), Stage(3, "b2")]
 
 
 def fitted(tmp_path, epochs=4, **kwargs):
-    """The History of a run, and its CSVLogger file."""
+    """Returns the History of a run, and its CSVLogger file."""
     x, y = data(16)
     model = compiled(nested(), keras.optimizers.SGD(0.1), metrics=["mae"])
     log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"), **kwargs.pop("csv", {}))
@@ -41,13 +41,13 @@ def panels(figure):
 
 
 def curves(axes):
-    """{label: (epochs, values)} of the curves in a panel."""
+    """Returns {label: (epochs, values)} of a panel's curves."""
     lines = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
 
 
 def boundaries(axes):
-    """Where vertical lines stand."""
+    """Returns the positions of the vertical lines."""
     lines = [line for line in axes.get_lines() if line.get_label().startswith("_")]
     assert all(line.get_xdata()[0] == line.get_xdata()[1] for line in lines)
     return [line.get_xdata()[0] for line in lines]
@@ -130,12 +130,12 @@ def test_validation_in_some_epochs(initial_epoch, epochs, frequency, tmp_path):
     found = curves(plot_history(history).axes[0])
     due = [epoch for epoch in range(initial_epoch + 1, epochs + 1) if epoch % frequency == 0]
     assert found["val_loss"] == (due, history.history["val_loss"])
-    # A dict doesn't say where it begins; it is spread as well as can be.
+    # A dict has no first epoch, so the epochs of its validation values are estimated.
     assert len(curves(plot_history(history.history).axes[0])["val_loss"][0]) == len(due)
 
 
 def test_validation_in_a_few_odd_epochs():
-    """No frequency gives as many: at equal distances."""
+    """No frequency matches their number, so they are spread evenly."""
     found = curves(plot_history({"loss": range(10), "val_loss": range(4)}).axes[0])
     assert found["val_loss"][0] == [2, 4, 6, 8]
 
@@ -149,7 +149,7 @@ def test_one_epoch(tmp_path):
 
 
 def test_many_epochs_and_stages(tmp_path):
-    """Labels of stages that begin close to each other don't overlap."""
+    """Labels of stages that begin close together don't overlap."""
     epochs = np.arange(300)
     stage = np.searchsorted([100, 103, 106, 290, 295, 299], epochs, side="right")
     schedule = {int(at): Stage(int(at), name="a name") for at in [100, 103, 106, 290, 295, 299]}
@@ -171,7 +171,7 @@ def test_nan(tmp_path):
 
 
 def test_without_stages_or_rates():
-    """As a run without our callbacks."""
+    """A run without our callbacks."""
     figure = plot_history({"loss": [2, 1], "accuracy": [0, 1]})
     assert list(panels(figure)) == ["loss", "metrics"]
     assert not figure.axes[0].texts
@@ -255,12 +255,12 @@ if "matplotlib.pyplot" in sys.modules:
 
 
 def test_pyplot_is_left_alone(tmp_path):
-    """In a process of its own, for others may have used it in this one."""
+    """In a separate process, as another test may have imported it in this one."""
     subprocess.run([sys.executable, "-c", ASK, str(tmp_path / "a.png")], check=True)
 
 
 def test_notebooks_show_it():
-    """Without a backend of matplotlib that would tell them how."""
+    """Without a matplotlib backend that displays it."""
     figure = plot_history({"loss": [3.0, 2.0]})
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert pickle.loads(pickle.dumps(figure)).axes

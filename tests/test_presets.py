@@ -1,4 +1,4 @@
-"""The presets: what they thaw, and that each of them trains."""
+"""The presets: what they unfreeze, and that each one trains."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VAL = builders.data(8, seed=1)
 
 
 def sizes(base: keras.Model, schedule: Schedule) -> list[int]:
-    """The parameters that are trainable in each stage."""
+    """Returns the number of trainable parameters in each stage."""
     return [
         count_params(v for leaf in select_layers(base, stage.unfreeze) for v in leaf.weights)
         for stage in schedule
@@ -49,7 +49,7 @@ def chain(widths: list[int]) -> keras.Model:
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.data())
 @examples(30)
 def test_auto_balances_stages(widths: list[int], data: Any):
-    """Each cut is the nearest there is to its share, and every stage thaws something new."""
+    """Each boundary is as near to its share as possible. Every stage unfreezes something new."""
     base = chain(widths)
     count = data.draw(st.integers(1, len(widths)))
     schedule = Schedule.auto(base, stages=count, start=3, every=2)
@@ -65,7 +65,7 @@ def test_auto_balances_stages(widths: list[int], data: Any):
     for number, size in enumerate(thawed[:-1], start=1):
         wanted = total * number / count
         below = thawed[number - 2] if number > 1 else 0
-        # One block at least is left for each stage that follows.
+        # At least one block is left for each later stage.
         free = [p for p in possible if p > below and sum(q > p for q in possible) >= count - number]
         assert abs(size - wanted) == min(abs(p - wanted) for p in free)
 
@@ -96,7 +96,7 @@ def test_chain_thaw_wants_the_whole_model():
 
 
 class Trainable(keras.callbacks.Callback):
-    """The layers that learn, epoch by epoch."""
+    """Records which layers train in each epoch."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.seen: list[set[str]] = []
@@ -161,7 +161,7 @@ def mobilenet() -> keras.Model:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_is_right_for_a_large_network(mobilenet: keras.Model, name: str):
-    """From stage to stage, as the plan says; two stages are trained, with the cache."""
+    """Each stage follows the plan. Two stages are trained, with the cache."""
     for layer in mobilenet._flatten_layers():
         layer.trainable = True
     base = mobilenet.get_layer("base")
@@ -199,7 +199,7 @@ DIGITS = {
 
 @pytest.mark.parametrize("name", DIGITS)
 def test_each_preset_learns_the_demos_digits(name: str, tmp_path: pathlib.Path):
-    """From a file that it was written to, through all of its stages; by chance 20 % are right."""
+    """It trains all stages of a schedule read from a file. Chance gives an accuracy of 20 %."""
     base, few, test = digits_transfer()
     keras.utils.set_random_seed(0)
     model = build_model(base, learning_rate=3e-3)

@@ -1,4 +1,4 @@
-"""What a schedule will do, told before any training: against what training then does."""
+"""The preview of a schedule before training, compared with the training itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STAGES = [
 
 
 class Seen(keras.callbacks.Callback):
-    """The parameters that are trainable and the optimizer's bytes, epoch by epoch."""
+    """Records the trainable parameters and the optimizer's bytes in each epoch."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self.rows: list[tuple[int, int]] = []
@@ -116,7 +116,7 @@ def flops(model: keras.Model) -> float:
 
 @pytest.mark.parametrize(
     ("make", "published"),
-    [  # multiply-adds of one image of 224 x 224, as the papers give them
+    [  # multiply-adds of one 224 x 224 image, from the papers
         (keras.applications.MobileNetV2, 300e6),  # Sandler et al. 2018, table 4
         (keras.applications.ResNet50, 3.8e9),  # He et al. 2015, table 1
         (keras.applications.DenseNet121, 2.87e9),  # Huang et al. 2017, by their code
@@ -142,10 +142,10 @@ def convolutional() -> keras.Model:
     "trained", [{"head"}, {"head", "c4"}, {"c1"}, {"c4"}, {"head", "c1", "c4"}]
 )
 def test_operations_are_those_that_pytorch_counts(trained: set[str]):
-    """Forward and backward, with whatever is frozen; it counts products alone.
+    """Forward and backward, for several frozen parts. PyTorch counts only products.
 
-    The layers with groups aren't trained: for the gradient of their weights PyTorch's counter
-    leaves the groups out.
+    The layers with groups aren't trained: PyTorch's counter ignores groups in the gradient of
+    their weights.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -225,7 +225,7 @@ NOTHING = "nothing to cache: no frozen layer with weights comes before the train
 
 
 def notes(table: Any) -> list[str]:
-    """The lines under a table."""
+    """Returns the lines below a table."""
     return str(table).splitlines()[2 + len(table) :]
 
 
@@ -249,7 +249,7 @@ def test_what_a_dash_means():
 
 
 def test_a_dash_for_what_a_cache_refuses():
-    """The reason is the one that the run gives."""
+    """The reason is the same as in the run."""
     inputs = keras.Input((6,))
     noise = L.GaussianNoise(0.1, name="noise")(inputs)
     model = builders.compiled(keras.Model(inputs, L.Dense(1)(builders.functional_base()(noise))))

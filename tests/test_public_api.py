@@ -1,4 +1,4 @@
-"""The names that users import, and the examples that they read."""
+"""The public names, and the examples in their docstrings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def modules() -> list:
 
 
 def examples() -> list[doctest.DocTest]:
-    """Examples of public names see what a user has imported; others see their module too."""
+    """Examples of public names see the user's imports. Others see their module too."""
     finder = doctest.DocTestFinder()
     found = []
     for module in modules():

@@ -1,4 +1,4 @@
-"""The rate of each stage, and the share of it that each layer gets."""
+"""The learning rate of each stage, and each layer's share of it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RATE = builders.RATE
     ("mode", "expected"),
     [
         ("carry", [RATE, RATE / 2, RATE / 8, RATE / 4]),
-        ("reset", [RATE, RATE / 2, RATE / 4, RATE / 4]),  # of the compiled rate, each time
+        ("reset", [RATE, RATE / 2, RATE / 4, RATE / 4]),  # always relative to the compiled rate
     ],
 )
 def test_a_factor_of_the_rate_before(mode: str, expected: list[float]):
@@ -58,7 +58,7 @@ def test_a_factor_of_the_rate_before(mode: str, expected: list[float]):
         Stage(3, "b1", learning_rate=RATE / 4),
     ]
     assert fit(stages, 4, mode=mode)["learning_rate"] == expected
-    # A fit that goes on lands at the same rates.
+    # A fit that continues has the same rates.
     model = builders.compiled(builders.nested())
     first = fit(stages, 2, model=model, mode=mode)["learning_rate"]
     assert (
@@ -123,7 +123,7 @@ def test_what_is_saved_is_a_plain_optimizer(tmp_path: Path):
     configs = [one.optimizer.get_config() | {"name": ""} for one in (loaded, plain)]
     assert configs[0] == configs[1]
     assert not set(vars(model.optimizer)) - set(vars(plain.optimizer))
-    # The next fit, without callbacks, learns at the full rate in all layers.
+    # The next fit, without callbacks, uses the full rate in all layers.
     before = builders.weights(loaded)
     loaded.optimizer.learning_rate = 0.0
     loaded.fit(X, Y, verbose=0)
@@ -131,7 +131,7 @@ def test_what_is_saved_is_a_plain_optimizer(tmp_path: Path):
 
 
 def test_layers_far_from_the_head_move_less():
-    """With SGD an update is the gradient times the rate, so the share can be read off."""
+    """With SGD an update is the gradient times the rate, which gives the share."""
     moved = []
     for decay in (None, 0.25):
         keras.utils.set_random_seed(0)
@@ -212,7 +212,7 @@ def test_a_warm_up_of_nothing():
 
 
 def test_a_warm_up_behind_a_trigger_counts_from_where_the_stage_begins():
-    """As the same stage at the epoch that was found."""
+    """Equal to the same stage at the epoch where the trigger fired."""
     runs = []
     for at in (Plateau("loss", patience=1, max_epochs=2), 2):
         keras.utils.set_random_seed(0)
@@ -223,7 +223,7 @@ def test_a_warm_up_behind_a_trigger_counts_from_where_the_stage_begins():
 
 
 class Steps(keras.callbacks.Callback):
-    """How far the kernel of a layer moves in each epoch."""
+    """Records how far a layer's kernel moves in each epoch."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -244,7 +244,7 @@ class Steps(keras.callbacks.Callback):
 
 
 def constant() -> keras.Model:
-    """Lion moves each weight by the rate, whatever the gradient."""
+    """Lion changes each weight by the rate, for any gradient."""
     return builders.compiled(builders.nested(), keras.optimizers.Lion(2.0**-6))
 
 

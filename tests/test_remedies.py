@@ -1,7 +1,7 @@
-"""Each message that a fit can bring names a remedy: applied, the message is gone and the run right.
+"""Each message of a fit names a remedy: it removes the message, and the run is correct.
 
-The remedies of other messages stand where these are tested: which part is the base (`test_guess`),
-who ended a run (`test_ending`), the closest name (`test_closest_names`), rates (`test_base_rate`).
+Other remedies are tested with their messages: which part is the base (`test_guess`), what ended a
+run (`test_ending`), the closest name (`test_closest_names`), rates (`test_base_rate`).
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ BASE = {"b1", "b2", "b3", "bn", "drop"}
 
 @dataclass
 class Seen:
-    """What a run brought.
+    """The results of a run.
 
     Attributes:
-        text: of the error or the warnings.
-        stages: of the epochs.
+        text: the error or the warnings.
+        stages: the stage of each epoch.
         changed: the layers whose weights changed.
-        hits: rows that the cache served.
+        hits: number of rows from the cache.
     """
 
     text: str
@@ -93,13 +93,13 @@ def steps(*stages: Any, **options: Any) -> GradualUnfreeze:
 
 
 def with_dropout(frozen: bool) -> Any:
-    """A base whose weights are frozen by hand, its Dropout left on."""
+    """A base whose weights are frozen by hand, but whose Dropout is on."""
     model = frozen_by_hand({"b1", "bn", "b2", "b3"})
     return run(*([FreezeBase("base")] if frozen else []), model=model, cached=True)
 
 
 class Moving(keras.callbacks.Callback):
-    """Changes the arrays that `fit` was given."""
+    """Changes the arrays that were passed to `fit`."""
 
     def __init__(self, x: np.ndarray):
         super().__init__()
@@ -110,7 +110,7 @@ class Moving(keras.callbacks.Callback):
 
 
 class Batches(keras.utils.PyDataset):
-    """Arrays, changed by a function in each epoch."""
+    """Arrays that a function changes in each epoch."""
 
     def __init__(self, change: Callable[[np.ndarray], np.ndarray]):
         super().__init__()
@@ -125,7 +125,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def variants() -> np.ndarray:
-    """A few variants of each image, made before `fit`."""
+    """Returns a few variants of each image, made before `fit`."""
     noise = L.GaussianNoise(0.1)
     made = [keras.ops.convert_to_numpy(noise(X[:12], training=True)) for _ in range(2)]
     return np.concatenate(made)
@@ -138,7 +138,7 @@ def noise_after() -> Any:
 
 
 class HalfRead(keras.Model):
-    """A subclassed model with a weight of its own, or with a layer that holds it."""
+    """A subclassed model with its own weight, or with a layer that has one."""
 
     def __init__(self, in_layer: bool):
         super().__init__()
@@ -162,14 +162,14 @@ def half_read(in_layer: bool) -> Any:
 
 
 class OwnFunction(keras.Model):
-    """Overrides what makes the train function."""
+    """Overrides `make_train_function`."""
 
     def make_train_function(self, force=False):
         return super().make_train_function(force)
 
 
 class OwnStep(keras.Model):
-    """Overrides the step."""
+    """Overrides `train_step`."""
 
     def train_step(self, *args):
         return super().train_step(*args)
@@ -192,7 +192,7 @@ def fits(seen: Seen) -> bool:
     return bool(seen.changed)
 
 
-# {what is wrong: (the run, words of its message, words of the remedy, the run with the remedy, its
+# {what is wrong: (the run, part of its message, part of the remedy, the run with the remedy, its
 # outcome)}
 B = FreezeBase
 CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
@@ -420,7 +420,7 @@ def test_a_remedy_that_fits(name: str):
 
 
 def test_the_first_remedy_for_augmentation_is_not_to_switch_it_off():
-    """FreezeBase over augmentation runs it in inference mode: images are no longer augmented."""
+    """FreezeBase over augmentation would run it in inference mode: images wouldn't be augmented."""
     seen = run(B("base"), model=behind(L.GaussianNoise(0.1, name="noise")), cached=True)
     assert "FreezeBase" not in seen.text
 

@@ -23,7 +23,7 @@ MODES = st.sampled_from([None, "carry", "reset"])
 
 @st.composite
 def stage_arguments(draw: Any) -> list[dict[str, Any]]:
-    """The arguments of a few stages in any order, each at an epoch of its own."""
+    """Draws the arguments of a few stages in any order, each at a different epoch."""
     epochs = draw(st.lists(st.integers(0, 60), min_size=1, max_size=6, unique=True))
     return [
         {

@@ -1,4 +1,4 @@
-"""Schedules as files: what is written reads back, and an invalid file is an error."""
+"""Schedules as files: a file reads back as written, and an invalid file is an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ rates = keras.optimizers.schedules
 SOME = settings(max_examples=max(1, settings().max_examples // 2))
 FORMATS = (".yaml", ".json", ".toml")
 
-# Words that YAML 1.1 reads as something else, signs of the formats, and any text.
+# Words that YAML 1.1 misreads, special characters of the formats, and any text.
 WORDS = st.sampled_from(
     ["1e-5", "1:20", "-20:", ":b", "20%", "off", "yes", "null", "~", "0o7", "08", "1_0", "=", "<<"]
 ) | st.sampled_from(
@@ -266,11 +266,11 @@ def test_a_rate_of_keras_in_a_file(tmp_path: pathlib.Path):
     assert schedule[1].learning_rate.get_config() == rates.CosineDecay(0.1, 100).get_config()
 
 
-STAGE = "stages:\n  - at: 3\n    unfreeze: a\n"  # a fault may be put on line 4
+STAGE = "stages:\n  - at: 3\n    unfreeze: a\n"  # an error may be added on line 4
 RATE = STAGE + "    learning_rate:\n      class_name: ExponentialDecay\n      config: "
 BILLION = "a: &a [x]\n" + "".join(f"{c}: &{c} [*a, *a, *a]\n" for c in "bcdefghij")
 
-# The text, and what the message must name; the file's name is in each.
+# The text, and what the message must contain in addition to the file's name.
 BAD_YAML: dict[str, tuple[str | bytes, list[str]]] = {
     "typo of unfreeze": (
         "stages:\n  - at: 3\n    unfreze: a",
@@ -569,13 +569,13 @@ BAD = {
 
 
 def refused(action: Any, *parts: str) -> str:
-    """Returns the message of an action that must be refused in under a second.
+    """Returns the message of an action that must raise in under a second.
 
-    Of three tries the fastest counts: a garbage collection may fall into one.
+    The fastest of three tries counts, because garbage collection may slow one down.
     """
     seconds = []
     for _ in range(3):
-        start = time.thread_time()  # not of the process: backends have threads of their own
+        start = time.thread_time()  # not of the process: backends have their own threads
         with pytest.raises(ScheduleError) as error:
             action()
         seconds.append(time.thread_time() - start)
@@ -613,7 +613,7 @@ def test_yaml_without_the_parser_in_c(
 
 
 def test_no_object_is_made_of_a_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    """Nor by Keras: a name that is registered stays a string."""
+    """Keras doesn't make one either: a registered name stays a string."""
     monkeypatch.chdir(tmp_path)
     with keras.saving.custom_object_scope({"block5": lambda layer: os.mkdir("made")}):
         schedule = read(tmp_path, "3: block5")
@@ -791,7 +791,7 @@ def test_an_argument_wins_over_the_file(tmp_path: pathlib.Path):
     reason="older versions word the same schema in another way",
 )
 def test_the_published_schema_is_current():
-    """After a change: `python -m keras_freeze.schedule.files.schema > .../schedule/schema.json`."""
+    """Update it with `python -m keras_freeze.schedule.files.schema > .../schedule/schema.json`."""
     published = pathlib.Path(schema.__file__).parents[1] / "schema.json"
     assert json.loads(published.read_text()) == json.loads(schema.json_schema())
 

@@ -1,4 +1,4 @@
-"""Which layers a selector means."""
+"""Which layers a selector selects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chosen(model: keras.Model, selector: object) -> list[str]:
 
 
 def dense(*layer_names: str, name: str | None = None) -> keras.Sequential:
-    """A chain of small dense layers."""
+    """Returns a chain of small dense layers."""
     layers = [L.Dense(4, name=each) for each in layer_names]
     return keras.Sequential([keras.Input((4,)), *layers], name=name)
 
@@ -38,7 +38,7 @@ def deep() -> keras.Model:
     return keras.Model(inputs, L.Dense(1, name="head")(base(inputs)), name="outer")
 
 
-# In every kind of model the layers in execution order are NAMES, five of them with weights.
+# In every kind of model, NAMES are the layers in execution order. Five of them have weights.
 FORMS = {
     "name": ("b2", ["b2"]),
     "glob": ("b?", ["b1", "bn", "b2", "b3"]),
@@ -237,7 +237,7 @@ def applications() -> dict[str, keras.Model]:
         return np.zeros(shape, dtype)
 
     shape = {"weights": None, "include_top": False, "input_shape": (32, 32, 3)}
-    with pytest.MonkeyPatch.context() as patch:  # many shapes: random weights take JAX seconds
+    with pytest.MonkeyPatch.context() as patch:  # many shapes: random weights take seconds on JAX
         patch.setattr(keras.initializers.GlorotUniform, "__call__", zeros)
         return {
             "vgg19": keras.applications.VGG19(**shape),
@@ -256,7 +256,7 @@ def applications() -> dict[str, keras.Model]:
         ("block4_conv1:block4_pool", "block4_conv1", 5),
         (":block3_pool", "block1_conv1", 11),
         ("-5:", "block5_conv1", 5),
-        ("20%", "block5_conv2", 4),  # 3 of 16 convolutions, and the pooling behind them
+        ("20%", "block5_conv2", 4),  # 3 of 16 convolutions, and the pooling after them
         ("50%", "block4_conv1", 10),
         ("all", "block1_conv1", 21),
     ],

@@ -1,4 +1,4 @@
-"""The cache is never slower than no cache: in doubt it tries both, and gives up if it is."""
+"""The cache is never slower: in doubt it times steps with and without it, and may give up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STAGES = {3: "b3"}
 
 
 class Clock:
-    """A clock that goes on only when it is told to."""
+    """A clock that only advances when told to."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Device:
-    """Runs what was queued when something waits for it."""
+    """Runs queued work when something waits for it."""
 
     def __init__(self, clock: Clock):
         self.clock = clock
@@ -50,7 +50,7 @@ class Device:
 def run(
     served: float, whole: float, steps: int, *, clear: bool = False, queued: float = 0.0
 ) -> Any:
-    """Makes steps of epochs of 20 in a trial; returns the kinds of steps, and the trial."""
+    """Runs steps in epochs of 20 with a trial. Returns the kinds of steps, and the trial."""
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_trial, "time", clock)
@@ -80,7 +80,7 @@ def test_turns_alternate_and_only_those_within_an_epoch_count():
     kinds, trial = run(served=1.0, whole=1.5, steps=200)
     assert trial.is_over
     assert trial.turns == pytest.approx([1.0, 1.5] * 4)
-    assert 4 * 7 <= sum(kinds) <= 8 * 7  # some turns began anew
+    assert 4 * 7 <= sum(kinds) <= 8 * 7  # some turns started over
     assert not any(kinds[-20:])
 
 
@@ -108,7 +108,7 @@ def test_it_is_clear_where_a_batch_spares_more_than_python_costs(rows: int, clea
     cost = serving_cost.ServingCost()
     for _ in range(serving_cost.MEASURED + 1):
         assert cost.is_clear(rows)
-        cost.add_prefix(1.1e-3, 1)  # the first is left out: it compiles
+        cost.add_prefix(1.1e-3, 1)  # the first one compiles, so it doesn't count
     for _ in range(serving_cost.MEASURED):
         assert cost.is_due
         cost.add_served(0.1e-3, 1)
@@ -128,14 +128,14 @@ def test_a_later_prefix_takes_the_share_of_its_operations():
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Tries both in each stage, from the first known batches on; returns the turns' seconds."""
+    """Times both in each stage, from the first known batches on. Returns the turns' seconds."""
     monkeypatch.setattr(step_trial, "AFTER", -1.0)
     monkeypatch.setattr(serving_cost, "CLEAR", float("inf"))
     turns: list[float] = []
     compared = step_trial.StepTrial._compare
     monkeypatch.setattr(step_trial, "TIMED", 2)
     monkeypatch.setattr(step_trial, "TURNS", ("served", "whole") * 2)
-    monkeypatch.setattr(step_trial, "GAP", 1.0)  # it never gives up, however slow
+    monkeypatch.setattr(step_trial, "GAP", 1.0)  # it never gives up, even if it is slow
 
     def note(trial: step_trial.StepTrial) -> None:
         turns.extend(trial.turns)
@@ -167,7 +167,7 @@ def test_validation_is_served_beside_it(always: list[float]):
 def test_a_run_that_is_slower_with_the_cache(
     traced: bool, always: list[float], monkeypatch: pytest.MonkeyPatch
 ):
-    """The rest of the run is that of the whole model, and equal to one without a cache."""
+    """The rest of the run uses the whole model, and equals a run without a cache."""
     monkeypatch.setattr(step_trial, "GAP", 0.0)
     function = StageServer.function
 

@@ -1,4 +1,4 @@
-"""The tape of a prefix on PyTorch gives the bits, and the order in memory, of the code itself."""
+"""On PyTorch, the tape of a prefix gives the same bits and memory order as the code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASES += [A.ConvNeXtTiny, A.MobileNetV3Small]
 
 
 def check(function: Any, batches: list[list[Any]]) -> Any:
-    """Records the first batch; compares all of them, run at once."""
+    """Records the first batch. Runs all batches together and compares them."""
     from keras_freeze.feature_cache.backends.torch_tape.record_tape import record
 
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_a_convolution_reads_no_copy_of_a_copy():
     model = keras.Sequential([keras.Input((8, 8, 4)), *layers])
     tape = check(lambda x: {"0": model(x)}, [[torch.rand(4, 8, 8, 4)] for _ in range(3)])
     copies = [one for one in tape.operations if "clone" in str(one.function) and not one.is_shared]
-    assert len(copies) <= 2  # of the images themselves: what a feed gives may be in any order
+    assert len(copies) <= 2  # of the images: a feed may have any memory order
 
 
 OPERATIONS = ["first", "last", "copy", "copy last", "pad", "conv", "relu", "add", "+=", "*="]
@@ -57,7 +57,7 @@ OPERATIONS += ["relu_", "view +=", "weight", "shared *=", "pool", "keep"]
 
 @given(st.lists(st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 7)), max_size=16))
 def test_random_operations(steps: list[tuple[str, int]]):
-    """Copies of copies, changed in place before, between and behind them."""
+    """Copies of copies, changed in place before, between and after them."""
     generator = torch.Generator().manual_seed(0)
     kernel = torch.randn((3, 3, 4, 4), generator=generator)
 
@@ -114,7 +114,7 @@ def test_results_that_are_several_tensors():
 
 
 def refused() -> dict[str, Any]:
-    """What can't be played again."""
+    """Returns functions that can't be replayed."""
     weight = torch.ones(4)
 
     def draws(x: Any) -> Any:
@@ -177,7 +177,7 @@ def test_what_changes_its_inputs_is_not_played(view: bool):
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 2], [5], [2, 3]])
 def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
-    """A value that left PyTorch unseen is a constant on the tape: the second batch shows it."""
+    """A value computed outside PyTorch is a constant on the tape. The second batch reveals it."""
     from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 
     def function(x: Any) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def test_a_tape_that_gives_something_else_is_dropped(sizes: list[int]):
 
 
 def test_batches_in_another_order_of_memory():
-    """A view of the one is a copy of the other: each has a tape of its own."""
+    """One is a view where the other is a copy, so each has its own tape."""
     from keras_freeze.feature_cache.backends.on_torch import compiled
 
     model = keras.Sequential([keras.Input((2, 3)), keras.layers.Reshape((3, 2))])
@@ -208,7 +208,7 @@ def test_batches_in_another_order_of_memory():
 
 
 def test_tensors_are_let_go_as_soon_as_they_are_read():
-    """Several batches at once need no more than what is read later."""
+    """Running several batches together keeps only tensors that are read later."""
     from keras_freeze.feature_cache.backends.torch_tape.record_tape import record
 
     def function(x: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TransferModel: one model whose `fit` does the phases, also where a tool calls it."""
+"""TransferModel: one model whose `fit` runs all phases, even if a tool calls it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def images(shape: tuple[int, ...] = (8, 8, 3), rows: int = 8) -> np.ndarray:
 
 
 def convolutional(shape: tuple[int, ...] = (8, 8, 3)) -> keras.Model:
-    """A base with spatial axes behind it."""
+    """A base whose output has spatial axes."""
     convolution = {2: L.Conv1D, 3: L.Conv2D, 4: L.Conv3D}[len(shape)]
     layers = [convolution(4, 3, name="b1"), convolution(4, 3, activation="relu", name="b2")]
     return keras.Sequential([keras.Input(shape), *layers], name="base")
@@ -77,7 +77,7 @@ def convolutional(shape: tuple[int, ...] = (8, 8, 3)) -> keras.Model:
 @pytest.mark.parametrize("cache", [None, True], ids=["plain", "cache"])
 @pytest.mark.parametrize("schedule", [None, STAGES], ids=["head", "stages"])
 def test_equals_the_callbacks_by_hand(schedule: Any, cache: Any):
-    """Weights and History, to the bit."""
+    """Weights and History are equal, bit for bit."""
     model = transfer(schedule=schedule, cache=cache)
     history = fit(model)
     keras.utils.set_random_seed(3)
@@ -102,7 +102,7 @@ def test_the_cache_is_in_the_run():
 
 
 def test_pooled_features_are_cached():
-    """The graph of the wrapper is read: the cut is behind the pooling, not behind the base."""
+    """The wrapper's graph is read: the cut is after the pooling, not after the base."""
     model = compiled(TransferModel(convolutional(), 3, cache=True))
     model.fit(images(), Y[:8], epochs=2, verbose=0)
     assert model.cache.stats.cuts == {0: ["avg_pool"]}
@@ -118,7 +118,7 @@ def test_fit_twice():
 
 
 def test_fit_leaves_nothing_behind():
-    """Schedule and cache are the model's own attributes; `fit` adds no others."""
+    """Schedule and cache are attributes of the model; `fit` adds no others."""
     model = transfer(cache=True)
     before, attributes = traces(model), set(vars(model))
     fit(model)
@@ -208,7 +208,7 @@ def test_heads(form: str):
 
 
 def test_a_head_larger_than_the_base():
-    """The base is known by name too: `FreezeBase()` of the user's doesn't guess the head."""
+    """The base is also known by name: the user's `FreezeBase()` doesn't mistake the head for it."""
     head = keras.Sequential([keras.Input((8,)), L.Dense(400), L.Dense(3)], name="larger")
     model = compiled(TransferModel(functional_base(), head), loss="mse")
     model.fit(X, np.ones((24, 3)), verbose=0, callbacks=[FreezeBase()])
@@ -241,7 +241,7 @@ def test_saves_and_loads(stop: int, tmp_path: Any):
     assert set(found) == set(expected)
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value, key)
-    # The file keeps no ages, so each begins with an optimizer as new.
+    # The file doesn't store ages, so each begins with a fresh optimizer.
     assert fit(compiled(loaded)) == fit(compiled(model))
     assert_equal(weights(loaded), weights(model))
 
@@ -334,7 +334,7 @@ def test_copies(how: Any):
 
 
 def test_clones_keep_what_was_pretrained():
-    """`clone_model` makes new weights; a base with random ones would be frozen for nothing."""
+    """`clone_model` makes new weights, but freezing a base with random ones would be useless."""
     model = transfer(cache=True, augment=L.Normalization(name="normal"))
     model.augment[0].adapt(X * 3 + 1)
     clone = keras.models.clone_model(model)
@@ -358,7 +358,7 @@ def test_users_see_the_true_signature():
 
 
 def test_a_clone_that_knows_no_base_says_so():
-    """Never a run without the phases."""
+    """It never trains without the phases."""
     clone = compiled(keras.models.clone_model(TransferModel(functional_base(), 3)))
     with pytest.raises(FreezeError, match="compile the model before it is cloned"):
         clone.fit(X, Y)
@@ -417,7 +417,7 @@ def test_in_a_search_of_scikit_learn():
 
 
 def test_a_search_over_a_model():
-    """Each fold begins with the same base; the model that was given isn't trained."""
+    """Each fold begins with the same base. The model that was passed isn't trained."""
     selection = pytest.importorskip("sklearn.model_selection")
     model = one_hot(schedule={1: "b3"}, cache=True)
     before = weights(model)
@@ -446,7 +446,7 @@ SEEN: list[int] = []
 
 
 class Seen(keras.callbacks.Callback):
-    """KerasTuner copies the callbacks, so what is seen is kept outside."""
+    """KerasTuner copies the callbacks, so they record outside."""
 
     def on_epoch_end(self, epoch, logs=None):
         SEEN.append(logs["stage"])
@@ -475,7 +475,7 @@ def test_in_keras_tuner(tmp_path: Any):
 
 
 def test_given_callbacks_count():
-    """One of each role, wherever it stands, is the user's; the others are added."""
+    """A user's callback replaces ours of the same role, in any position. The others are added."""
     cache = BottleneckCache(verbose=0)
     model = transfer(cache=True)
     given = [cache, keras.callbacks.CallbackList([GradualUnfreeze({3: "b3"}, verbose=0)])]
@@ -515,7 +515,7 @@ def flips() -> list[Any]:
 
 @pytest.mark.parametrize("cache", [None, "auto", True])
 def test_random_augmentation(cache: Any):
-    """In front of the base; it changes in each step, so that nothing can be cached."""
+    """Before the base. It changes in each step, so nothing can be cached."""
     x = images(rows=16)
     keras.utils.set_random_seed(3)
     model = TransferModel(convolutional(), 3, augment=flips(), schedule={1: "b2"}, cache=cache)

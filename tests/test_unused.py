@@ -1,4 +1,4 @@
-"""Layers that a model holds and never calls: they have no weights, and stop nothing."""
+"""Layers that a model has but never calls: they have no weights, and cause no error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ L = keras.layers
 
 @keras.saving.register_keras_serializable("tests")
 class Block(L.Layer):
-    """A dense layer, and one that isn't called, as KerasHub's EfficientNet has them."""
+    """A dense layer, and one that isn't called, as in KerasHub's EfficientNet."""
 
     def __init__(self, units: int = 6, name: str | None = None):
         super().__init__(name=name)
@@ -40,7 +40,7 @@ def base() -> keras.Sequential:
 
 
 class Holder(keras.Model):
-    """Its base, its head and itself hold a part that no step calls."""
+    """The base, the head and the model have a part that no step calls."""
 
     def __init__(self):
         super().__init__()

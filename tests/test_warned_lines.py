@@ -1,4 +1,4 @@
-"""A warning stands at the user's line: the one that calls `fit`, or a function of ours."""
+"""A warning points to the user's line that calls `fit` or one of our functions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def thaw(stages: Any) -> GradualUnfreeze:
 
 
 class Faster(keras.callbacks.Callback):
-    """Sets the rate in the epoch in which a stage does."""
+    """Sets the rate in the epoch in which a stage sets it."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.model.optimizer.learning_rate = 0.5
@@ -57,7 +57,7 @@ class Freezer(keras.callbacks.Callback):
 
 
 class Twice(keras.Model):
-    """A model whose own step calls layers: user code between `fit` and the cache."""
+    """A model whose custom `call` calls layers: user code between `fit` and the cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ MANY = {
 
 
 def assert_warned_here(part: str, action: Callable[[], Any]) -> None:
-    """What is warned of stands at the line of `action`, a lambda of one line."""
+    """The warning must point to the line of `action`, a one-line lambda."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         action()
@@ -107,7 +107,7 @@ def test_the_line_of_fit(case: str):
 
 
 def test_a_cache_in_a_model_of_the_users():
-    """What is wrong is found inside a call of the user's `call`."""
+    """The problem is found inside the user's `call`."""
     model = called(Twice())
     x, y = B.data()
     x[3, 2] = np.nan
@@ -154,7 +154,7 @@ def test_the_fit_of_a_transfer_model():
 
 
 def test_a_model_that_a_fit_makes_has_its_own_line():
-    """A function that `fit` of a wrapper calls: the line that makes the model is meant."""
+    """A wrapper's `fit` calls a function: the warning points to the line that makes the model."""
     make = lambda: TransferModel(B.functional_base(), 1)  # noqa: E731
 
     def build(X: Any, y: Any) -> keras.Model:
@@ -172,7 +172,7 @@ def test_a_model_that_a_fit_makes_has_its_own_line():
 
 
 def test_once_for_each_line():
-    """As Python's default filter says: a line in a loop once, another line again."""
+    """Like Python's default filter: once for a line in a loop, again for another line."""
 
     def two() -> None:
         for _ in range(2):
@@ -194,7 +194,7 @@ def test_a_filter_by_module_means_the_users():
 
 
 def test_a_thread_without_a_line_of_the_users():
-    """There is no better place than ours: it warns all the same, and with its own file."""
+    """No user line exists, so the warning points to our own file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         threads = [threading.Thread(target=warn, args=("deep down", CacheWarning))]
@@ -230,7 +230,7 @@ def run(tmp_path: Path, *flags: str) -> tuple[int, str, Path]:
 
 
 def test_a_script(tmp_path: Path):
-    """What people see: file, line, and the text of the line."""
+    """What users see: file, line number, and the text of the line."""
     code, printed, path = run(tmp_path)
     assert code == 0, printed
     assert f"{path}:10: UserWarning: Stage 1 (at=7) is never reached" in printed
@@ -244,7 +244,7 @@ def test_a_script_in_which_warnings_are_errors(tmp_path: Path):
 
 
 def test_one_function_warns():
-    """No other place calls Python's `warn`, whose level would have to be counted."""
+    """No other function calls Python's `warn`, which would need the right `stacklevel`."""
     callers = set()
     for path in HOME.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -269,7 +269,7 @@ CHANGES: dict[str, Callable[[keras.Model], None]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_plan_shows_its_table_alone(change: str, tmp_path: Path, capsys: Any):
-    """Keras warns that slots don't fit; the table reads none."""
+    """Keras warns about slots that don't fit, but the table doesn't read them."""
     model, plan = tmp_path / "model.keras", tmp_path / "plan.json"
     saved_after_fit(model, CHANGES[change])
     plan.write_text('{"2": "b3"}')
@@ -284,7 +284,7 @@ def test_plan_shows_its_table_alone(change: str, tmp_path: Path, capsys: Any):
 
 
 def test_keras_does_warn_of_slots_that_do_not_fit(tmp_path: Path):
-    """Else the test before this one shows nothing."""
+    """Otherwise the test above proves nothing."""
     saved_after_fit(tmp_path / "model.keras", CHANGES["unfrozen since"])
     with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
         keras.models.load_model(tmp_path / "model.keras")

@@ -1,4 +1,4 @@
-"""People run their tests with `-W error`: nothing of ours warns of what others will drop."""
+"""Users run their tests with `-W error`: our code must use nothing that is deprecated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = ["float32", "float16", "bfloat16", "int32", "bool"]
 
 
 def test_a_use_of_everything():
-    """In a process of its own, in which no setting of pytest's hides anything."""
+    """In a separate process, in which pytest's settings hide nothing."""
     flags = [part for kind in KINDS for part in ("-W", f"error::{kind}")]
     command = [sys.executable, *flags, "-m", "tests.reference.everything"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
@@ -30,7 +30,7 @@ def test_a_use_of_everything():
 
 
 def test_one_place_makes_numpy_arrays_of_variables():
-    """NumPy's warning about Keras' way names Keras' modules, which the suite lets pass."""
+    """NumPy's warning about Keras' conversion names Keras' modules, which the tests ignore."""
     callers = set()
     for path in HOME.rglob("*.py"):
         names = {
@@ -39,7 +39,7 @@ def test_one_place_makes_numpy_arrays_of_variables():
             if isinstance(node, ast.Attribute)
         }
         callers |= {path.name} if names & {"convert_to_numpy", "get_weights"} else set()
-    # The demo uses its bases and Keras' augmentation as anyone would.
+    # The demo uses its bases and Keras' augmentation like any user.
     assert callers == {"small_digits.py", "mnist_base.py", "few_labels_task.py"}
 
 
@@ -65,12 +65,12 @@ def test_a_rate_that_is_a_plain_number_keeps_its_digits():
 @pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
 @pytest.mark.parametrize("dtype", ["int64", "float64"])
 def test_inputs_of_64_bits(dtype: str, eager: bool):
-    """Ids of tokens are such; JAX has numbers of 32 bits and warns where others are asked for."""
+    """Token ids have 64 bits. JAX has 32-bit numbers and warns if others are requested."""
     x = np.arange(96).reshape(16, 6).astype(dtype)
     y = np.zeros((16, 1), "float32")
 
     class Batches(keras.utils.PyDataset):
-        """Arrays that `fit` gets as they are: it turns those in its own arguments to 32 bits."""
+        """Arrays that `fit` gets unchanged: it converts its own arguments to 32 bits."""
 
         def __len__(self) -> int:
             return 2

@@ -1,4 +1,4 @@
-"""A sample of `benchmarks/zoo`: models that people fine-tune, each with all of its checks."""
+"""A sample of the models in `benchmarks/zoo`, with all checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOMS = ["shapes", "applications", "hub"]
 
 
 def sample() -> Iterator[Any]:
-    """The sampled models, with the module of the zoo that has them in their ids."""
+    """Yields the sampled models, with their module in the zoo as part of the id."""
     from zoo.member import Zoo
 
     for room in ROOMS[: None if _has_hub() else -1]:

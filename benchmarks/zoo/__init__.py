@@ -1,1 +1,1 @@
-"""Models that people fine-tune, small and with random weights, and what must hold for each."""
+"""Common models, small and with random weights, and what must hold for each."""

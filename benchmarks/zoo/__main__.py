@@ -1,7 +1,7 @@
 """python benchmarks/zoo [--only WORD ...] [--sample] [--part 1/4] [--output FILE.json]
 
-A line for each model; the exit status is 1 if something isn't as it should be. A process runs one
-backend; with `--part` several processes share the work, each with a file of its own.
+Prints a line for each model. The exit status is 1 if a check fails. A process runs one backend.
+With `--part`, several processes share the work, each with its own file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zoo.member import Member, Zoo
 
 
 def members() -> list[Member]:
-    """All that can be built on the backend that runs."""
+    """Returns all members that can be built on the current backend."""
     zoo = Zoo()
     for room in (shapes, applications, hub):
         room.add_to(zoo)

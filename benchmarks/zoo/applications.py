@@ -1,4 +1,4 @@
-"""All families of keras.applications, nested in a model and built into a flat one."""
+"""All families of keras.applications, each nested in a model and as part of a flat one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras
 from zoo.member import SPARSE, Built, Zoo, classes, images, softmax
 
 L = keras.layers
-# The smallest images that each takes without its top.
+# The smallest images that each accepts without its top.
 FAMILIES = {
     "VGG16": 32,
     "ResNet50": 32,

@@ -1,4 +1,4 @@
-"""What must hold for each model: seen in weights, History and the cache's statistics."""
+"""What must hold for each model, from its weights, its History and the cache's statistics."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from keras_freeze import (
 from zoo.member import ROWS, Built, Member
 
 BATCH = ROWS // 2
-EPOCHS = 4  # two of the frozen base, two of its last block
+EPOCHS = 4  # two with the frozen base, two with its last block
 
 
 def check(member: Member) -> dict[str, Any]:
-    """Returns a row of the table: what was found, and in `wrong` what isn't as it should be."""
+    """Returns a row of the table, with all failed checks in `wrong`."""
     began = time.perf_counter()
     row: dict[str, Any] = {"model": member.name, "wrong": []}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _check(member.make, row)
-    except Exception as error:  # of any type: it is a row of the table
+    except Exception as error:  # an error of any type is a result in the table
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())[:300]
         row["wrong"].append(f"{type(error).__name__}: {text} ({where.filename}:{where.lineno})")
@@ -69,7 +69,7 @@ def _check(make: Callable[[], Built], row: dict[str, Any]) -> None:
 
 
 def fresh(make: Callable[[], Built]) -> Built:
-    """The member as it is built after the same seed, compiled."""
+    """Builds the member after the same seed, and compiles it."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     built = make()
@@ -78,7 +78,7 @@ def fresh(make: Callable[[], Built]) -> Built:
 
 
 def layers_of(built: Built) -> list[Any]:
-    """The layers of the base that are neither containers nor without weights."""
+    """Returns the base's layers that have weights and aren't containers."""
     given = built.base if isinstance(built.base, list) else [built.base]
     found = [leaf for layer in given for leaf in select_layers(layer, "all") if leaf.weights]
     return list({id(leaf): leaf for leaf in found}.values())
@@ -101,7 +101,7 @@ def _must_ask(built: Built) -> list[str]:
 
 
 def _last_block(built: Built, row: dict[str, Any]) -> list[str]:
-    """Names of the last block of the base, as a preset finds it."""
+    """Returns the names of the base's last block, as a preset finds it."""
     root = built.base
     row["base"] = root.name if isinstance(root, keras.layers.Layer) else "layers of the model"
     leaves = layers_of(built)
@@ -120,7 +120,7 @@ def _last_block(built: Built, row: dict[str, Any]) -> list[str]:
 
 
 def _same(top: list[Any], one: Built, other: Built) -> list[Any]:
-    """The layers of another copy of the model."""
+    """Returns the same layers of another copy of the model."""
     places = {id(leaf): place for place, leaf in enumerate(layers_of(one))}
     leaves = layers_of(other)
     return [leaves[places[id(leaf)]] for leaf in top]
@@ -137,7 +137,7 @@ def fit(built: Built, callbacks: list[Any], *, epochs: int, first: int = 0) -> d
 
 
 class Look(keras.callbacks.Callback):
-    """What is frozen in stage 0, and what has moved by its end."""
+    """Records what is frozen in stage 0, and what has changed by its end."""
 
     def __init__(self, built: Built):
         super().__init__()
@@ -166,7 +166,7 @@ class Look(keras.callbacks.Callback):
 
 
 def run(built: Built, schedule: Any, cache: Any, row: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """One fit of both stages: its History, and the weights of the model."""
+    """Runs one fit of both stages. Returns its History and the model's weights."""
     look = Look(built)
     plan = GradualUnfreeze(schedule, verbose=0)
     callbacks = [FreezeBase(built.named), plan, look, *([cache] if cache is not None else [])]
@@ -209,7 +209,7 @@ def _distance(a: Any, b: Any) -> float:
 def _against_two_fits(
     make: Callable[[], Built], top: list[Any], built: Built, row: dict[str, Any]
 ) -> list[str]:
-    """With fresh optimizers for each stage, and flags set by hand."""
+    """Compares with fresh optimizers for each stage, and flags set by hand."""
     why = built.not_two
     if any(getattr(layer, "rate", 0) for layer in built.model._flatten_layers()):
         why = "stock Keras leaves Dropout on in frozen layers"

@@ -1,4 +1,4 @@
-"""KerasHub's backbones and tasks, with tiny configurations."""
+"""KerasHub's backbones and tasks, in tiny configurations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.member import CLASSES, LOGITS, ROWS, SPARSE, Built, Zoo, classes, image
 L = keras.layers
 LAYERS, LENGTH, WORDS, SIZE = 4, 8, 50, 32
 
-# What the arguments of backbones mean, by their names; each takes those that it knows.
+# Values for the backbones' arguments, by name. Each backbone gets those it accepts.
 SMALL = {
     "vocabulary_size": WORDS,
     "vocab_size": WORDS,
@@ -95,10 +95,10 @@ OTHERS: dict[str, dict[str, Any]] = {
         "hidden_dims": [8, 16],
     },
 }
-# It positions tokens by their place among those of all rows.
+# It computes token positions from all rows together.
 ASIDE = {"XLNetBackbone": "different features for the same row"}
 ONE_LAYER = {"AlbertBackbone"}  # called several times
-# Their routers add to the loss, in stock Keras in frozen layers too.
+# Their routers add to the loss, even in frozen layers in stock Keras.
 ROUTERS = {"MixtralBackbone", "QwenMoeBackbone", "Qwen3MoeBackbone"}
 TEXT = [
     "AlbertBackbone",
@@ -162,7 +162,7 @@ TASKS = [
 ]
 MASKED = ["Bert", "DistilBert", "Roberta", "Albert", "FNet", "DebertaV3"]
 CAUSAL = ["GPT2", "OPT", "Bloom", "Llama", "Mistral", "Gemma", "Phi3", "Qwen3", "GPTNeoX", "Falcon"]
-FUSED = {"GPTNeoX"}  # its `enable_lora` finds no layers by the names that it looks for
+FUSED = {"GPTNeoX"}  # its `enable_lora` doesn't find layers by their names
 SAMPLE = {"BertBackbone", "DistilBertTextClassifier", "GPT2CausalLM, lower half"}
 
 
@@ -184,7 +184,7 @@ def add_to(zoo: Zoo) -> None:
 
 
 def backbone(name: str) -> Any:
-    """A small one with random weights."""
+    """Returns a small one with random weights."""
     kind = getattr(keras_hub.models, name)
     known = inspect.signature(kind.__init__).parameters
     options = {key: value for key, value in SMALL.items() if key in known}
@@ -192,7 +192,7 @@ def backbone(name: str) -> Any:
 
 
 def data_for(inputs: Any) -> Any:
-    """Rows for symbolic inputs: words, masks and segments by their names, images else."""
+    """Returns rows for symbolic inputs: words, masks and segments by name, otherwise images."""
     return keras.tree.map_structure(_rows, inputs)
 
 
@@ -207,7 +207,7 @@ def _rows(symbol: Any) -> Any:
 
 
 def _sequence(outputs: Any) -> Any:
-    """The last features of each token, or of each place in an image."""
+    """Returns the last features of each token, or of each position in an image."""
     if not isinstance(outputs, dict):
         return outputs
     names = ("sequence_output", "decoder_sequence_output")

@@ -1,4 +1,4 @@
-"""One model of the zoo: how it is built, and what is right for it."""
+"""A model of the zoo: how to build it, and what is correct for it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Built:
     """A model with its data.
 
     Attributes:
-        model: not compiled.
+        model: the model, not compiled.
         x: its inputs, `ROWS` rows.
         y: targets for `loss`.
-        base: the model or the layers that are its base; what a fit must freeze, and nothing else.
+        base: the model or the layers that are its base. A fit must freeze these and nothing else.
         loss: as in `compile`.
-        named: what is passed as `base`; None = it has to be found.
+        named: the `base` argument; None if the base must be found.
         asks: whether it can't be found, so that an error must ask for it.
-        blocks: how many blocks the base has, if that is known.
-        aside: a piece of the reason why a cache steps aside; "" if it must not.
+        blocks: number of blocks of the base, if known.
+        aside: part of the reason why a cache steps aside; "" if it must not.
         not_two: why two fits by hand differ from one of ours; "" if they must not.
     """
 
@@ -47,9 +47,9 @@ class Member:
     """A model of the zoo.
 
     Attributes:
-        name: "VGG16, flat".
-        make: builds it; the same weights each time after the same seed.
-        backends: those on which it can be built; () = all.
+        name: its name, e.g. "VGG16, flat".
+        make: builds it, with the same weights after the same seed.
+        backends: the backends on which it can be built; () = all.
         sample: whether the tests run it.
     """
 

@@ -1,4 +1,4 @@
-"""The shapes of Keras' own code examples: siamese, distillation, segmentation, captions, towers."""
+"""Models as in Keras' code examples: siamese, distillation, segmentation, captions, towers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _photos() -> Any:
 
 
 def _masks(size: int) -> Any:
-    """What each pixel is, as probabilities."""
+    """Returns the class of each pixel, as probabilities."""
     return random().dirichlet(np.ones(CLASSES), (ROWS, size, size)).astype("float32")
 
 

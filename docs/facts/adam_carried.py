@@ -1,4 +1,4 @@
-"""A weight is unfrozen after 1000 steps: how large is its largest update, in learning rates?"""
+"""A weight is unfrozen after 1000 steps. How large is its largest update, in learning rates?"""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ class Look(keras.callbacks.Callback):
 
 
 def longest(run):
-    """`run` trains; the gradient of each weight is 1 in each step."""
+    """`run` trains the model. The gradient of each weight is 1 in each step."""
     layers = [Shift(name="base"), Shift(name="head")]
     model = keras.Sequential([keras.Input((1,)), *layers])
     model.compile(keras.optimizers.Adam(RATE), lambda y, output: keras.ops.mean(output))
@@ -41,7 +41,7 @@ def longest(run):
 
 
 def carried(model, look):
-    """Adam knows both weights from the start; the gradients of one are 0 at first."""
+    """Adam has both weights from the start. One has a gradient of 0 at first."""
     shift, head = (layer.shift for layer in model.layers)
     optimizer = model.optimizer
     optimizer.build([shift, head])

@@ -1,4 +1,4 @@
-"""`use_ema=True`, and a weight of 1.0 that is unfrozen late, at a learning rate of 0."""
+"""`use_ema=True`, and a weight of 1.0 that is unfrozen late. The learning rate is 0."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def build():
 
 
 def stock():
-    """The weight joins an optimizer that has made a step: its average begins at 0."""
+    """The weight joins an optimizer that has made a step, so its average begins at 0."""
     model, base, optimizer = build()
     optimizer.build(model.trainable_variables)
     optimizer.iterations.assign(1)

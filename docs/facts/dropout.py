@@ -1,4 +1,4 @@
-"""Dropout inside a frozen base: at a learning rate of 0, all epochs should have the same loss."""
+"""Dropout in a frozen base. The learning rate is 0, so all epochs should have the same loss."""
 
 import keras
 import numpy as np

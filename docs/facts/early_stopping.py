@@ -1,4 +1,4 @@
-"""EarlyStopping stops in the same epoch in which another callback calls `compile`."""
+"""EarlyStopping stops in the epoch in which another callback calls `compile`."""
 
 import keras
 import numpy as np

@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in HERE.glob("*.py") if path.stem != "generate
 
 
 def printed(name: str) -> str:
-    """The output of a script."""
+    """Returns the output of a script."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         runpy.run_path(str(HERE / f"{name}.py"))
@@ -30,7 +30,7 @@ def printed(name: str) -> str:
 
 
 def kept() -> Path:
-    """The file with the saved output of this backend."""
+    """Returns the path of this backend's saved output."""
     return HERE.parent / "data" / f"facts_{keras.backend.backend()}.json"
 
 

@@ -1,4 +1,4 @@
-"""A callback freezes one layer and unfreezes another of the same shape, at a learning rate of 0."""
+"""A callback freezes one layer and unfreezes another of the same shape. The learning rate is 0."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""A callback sets `trainable` when an epoch begins."""
+"""A callback sets `trainable` at the start of an epoch."""
 
 import keras
 import numpy as np

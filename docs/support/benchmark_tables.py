@@ -1,4 +1,4 @@
-"""Tables and a plot of measured results, from the files that the benchmarks write."""
+"""Tables and a plot of the benchmarks' result files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TITLES = {
 
 
 def _results(backend: str) -> dict[str, Any]:
-    """{workload: seconds of each pipeline, and the difference}, from all files of a backend."""
+    """Returns {workload: seconds of each pipeline, and the difference} of a backend's files."""
     found: dict[str, Any] = {}
     for path in sorted(DATA.glob(f"two_phase_*_{backend}.json")):
         size = " small" if "_small" in path.name else ""
@@ -31,7 +31,7 @@ def _results(backend: str) -> dict[str, Any]:
 
 
 def _ratio(seconds: dict[str, list[float]], above: str) -> float:
-    """The ratio of the medians, or the median of the ratios if both were measured in turn."""
+    """Returns the ratio of the medians, or the median of the ratios if measured in turns."""
     values, ours = seconds.get(above, []), seconds["ours"]
     if len(values) == len(ours):
         return median(a / b for a, b in zip(values, ours, strict=True))
@@ -47,7 +47,7 @@ def _times(value: float) -> str:
 
 
 def two_phase() -> str:
-    """A table of all workloads on all backends."""
+    """Returns a table of all workloads on all backends."""
     rows = []
     for name, title in TITLES.items():
         for backend, label in BACKENDS.items():
@@ -83,7 +83,7 @@ def two_phase() -> str:
 
 
 def gains() -> str:
-    """The table of the home page."""
+    """Returns the table of the home page."""
     rows = []
     for backend, label in BACKENDS.items():
         seconds = _results(backend)["vgg19_64"]["seconds"]
@@ -104,7 +104,7 @@ def gains() -> str:
 
 
 def machine() -> str:
-    """The machine and versions of the benchmarks."""
+    """Returns the machine and versions of the benchmarks."""
     found = load("two_phase_vgg19_torch.json")["machine"]
     return (
         f"{found['cores']} cores, {found['machine']}, CPU; Keras {found['keras']}, Python "
@@ -114,7 +114,7 @@ def machine() -> str:
 
 
 def costs() -> str:
-    """Memory of the cache, and time of runs in which it steps aside."""
+    """Returns the cache's memory, and the time of runs in which it steps aside."""
     rows = []
     for backend, label in BACKENDS.items():
         found, longer = (
@@ -143,7 +143,7 @@ def costs() -> str:
 
 
 def plot() -> Any:
-    """eta of each workload, by backend."""
+    """Returns a plot of each workload's eta, by backend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.2))

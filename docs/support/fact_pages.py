@@ -10,7 +10,7 @@ BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
 def fact(name: str) -> str:
-    """A script in a collapsed section, and its output on each backend, as Markdown."""
+    """Returns a script in a collapsed section and its output on each backend, as Markdown."""
     source = (DATA.parent / "facts" / f"{name}.py").read_text()
     parts = []
     for backend, title in BACKENDS.items():
@@ -21,6 +21,6 @@ def fact(name: str) -> str:
 
 
 def versions() -> str:
-    """The versions of Keras that ran the scripts."""
+    """Returns the versions of Keras that ran the scripts."""
     found = {json.loads((DATA / f"facts_{each}.json").read_text())["keras"] for each in BACKENDS}
     return ", ".join(sorted(found))

@@ -23,7 +23,7 @@ EXECUTE = python.exec_python
 def _execute(code: str, name: str, names: dict[str, Any]) -> None:
     """Runs a block, and also shows what the functions it calls print.
 
-    markdown-exec 1.12 passes its own `print` to a block and shows only what goes through that.
+    markdown-exec 1.12 passes its own `print` to a block, and shows only what that prints.
     """
     (shown,) = names["print"].args
     names["print"] = builtins.print

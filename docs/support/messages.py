@@ -14,18 +14,18 @@ HOME = Path(keras_freeze.__file__).parent
 RAISED = {"FreezeError", "ScheduleError", "LayerMatchError", "CacheError", "error", "_refuse"}
 WARNED = {"warn", "tell"}
 ASIDE = "NotCacheableError"
-VARIES = "\N{HORIZONTAL ELLIPSIS}"  # stands for the part of a message that varies
+VARIES = "\N{HORIZONTAL ELLIPSIS}"  # replaces the part of a message that varies
 
 
 def causes() -> str:
-    """All causes for which a cache steps aside, with their remedies, as a table."""
+    """Returns all reasons why a cache steps aside, with their remedies, as a table."""
     lines = [f"<tr><td>{_shown(why)}</td><td>{_shown(how)}</td></tr>" for why, how in aside()]
     head = "<thead><tr><th>cause</th><th>remedy</th></tr></thead>"
     return f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
 
 
 def listed(*rooms: str) -> str:
-    """All messages of some packages, as a list."""
+    """Returns all messages of some packages, as a list."""
     return f"<ul>{''.join(f'<li>{_shown(text)}</li>' for text in raised(*rooms))}</ul>"
 
 
@@ -34,7 +34,7 @@ def _shown(text: str) -> str:
 
 
 def aside() -> list[tuple[str, str]]:
-    """Pairs of a cause for which a cache steps aside, and its remedy."""
+    """Returns pairs of a reason why a cache steps aside, and its remedy."""
     found = [
         (_text(call.args[0], constants), _text(call.args[1], constants))
         for call, constants in _calls(HOME / "feature_cache", {ASIDE})
@@ -44,7 +44,7 @@ def aside() -> list[tuple[str, str]]:
 
 
 def raised(*rooms: str) -> list[str]:
-    """The messages of errors and warnings of some packages."""
+    """Returns the messages of errors and warnings of some packages."""
     texts = {
         _sentence(_text(call.args[0], constants))
         for room in rooms
@@ -55,13 +55,13 @@ def raised(*rooms: str) -> list[str]:
 
 
 def _sentence(text: str) -> str:
-    """A message without the value received and without a closing hint."""
+    """Returns a message without the received value and the closing hint."""
     text = re.sub(" Received: .*", "", text, flags=re.DOTALL)
     return text.replace(f".{VARIES}", ".").rstrip(".") + "."
 
 
 def _calls(path: Path, names: set[str]) -> Iterator[tuple[ast.Call, dict[str, ast.expr]]]:
-    """Calls of functions with these names, and the constants of the calling module."""
+    """Yields calls of functions with these names, and the constants of the calling module."""
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         constants = _constants(tree)
@@ -90,7 +90,7 @@ def _name(function: ast.expr) -> str:
 
 
 def _text(node: ast.expr, constants: dict[str, ast.expr]) -> str:
-    """The text of a message."""
+    """Returns the text of a message."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.Name) and node.id in constants:

@@ -108,7 +108,7 @@ model.evaluate(*sets[2], verbose=0, return_dict=True)""",
 
 
 def section(name: str) -> str:
-    """A section of the script, as shown on the page."""
+    """Returns a section of the script, as shown on the page."""
     start, end = (rf"# --8<-- \[{side}:{name}\]\n" for side in ("start", "end"))
     found = re.search(rf"{start}(.*?)^ *{end}", SCRIPT.read_text(), re.DOTALL | re.MULTILINE)
     assert found is not None, name
@@ -116,7 +116,7 @@ def section(name: str) -> str:
 
 
 def cells() -> list[dict[str, Any]]:
-    """The notebook's cells, without outputs."""
+    """Returns the notebook's cells, without outputs."""
     made = []
     for number, (kind, text) in enumerate(CELLS):
         source = section(text) if kind == "script" else text
@@ -139,7 +139,7 @@ def main() -> None:
     nbclient.NotebookClient(run).execute()
     for cell in run.cells:
         cell.metadata = {}  # drops timestamps
-        if cell.cell_type == "code":  # drops what a backend logs when it is imported
+        if cell.cell_type == "code":  # drops what a backend logs at import
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
     NOTEBOOK.write_text(json.dumps(run, indent=1) + "\n")
 

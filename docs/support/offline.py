@@ -22,7 +22,7 @@ def prepare() -> None:
 
 
 def _drawings(labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits as photos: images of 96x96 with three channels, and their labels."""
+    """Returns handwritten digits as photos of 96x96 with three channels, and their labels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -32,7 +32,7 @@ def _drawings(labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pretrained() -> Any:
-    """A base that has learned the digits 2 to 9."""
+    """Returns a base that was trained on the digits 2 to 9."""
     layers: list[Any] = [keras.Input((96, 96, 3))]
     for number, width in enumerate((8, 16, 24, 32, 48), start=1):
         layers.append(
@@ -49,7 +49,7 @@ def _pretrained() -> Any:
 
 
 def note() -> str:
-    """The note on the page."""
+    """Returns the note on the page."""
     return (
         "*This page was built offline. The run shown here uses a small base in place of "
         "MobileNetV2. It learned the handwritten digits 2 to 9 when the page was built. The images "

@@ -1,4 +1,4 @@
-"""Makes the pictures of the page "What you see": a terminal and a notebook, in use.
+"""Makes the pictures of the page "What you see": a terminal and a notebook.
 
     pip install rich jupyterlab playwright pillow      and tmux, Chromium
     KERAS_BACKEND=torch python docs/support/screenshots.py [--chromium /usr/bin/chromium]
@@ -48,7 +48,7 @@ history = model.fit(images, labels, batch_size=10, validation_data=test, epochs=
 
 
 def quickstart() -> str:
-    """The Quickstart's code, with Keras' own progress bar."""
+    """Returns the Quickstart's code, with Keras' own progress bar."""
     page = (DOCS / "quickstart.md").read_text()
     (code,) = re.findall(r'session="quick" result="text"\n(import keras\n.*?)```', page, re.DOTALL)
     prepare = f"import sys\nsys.path.insert(0, {str(DOCS / 'support')!r})\nimport offline\n"
@@ -56,7 +56,7 @@ def quickstart() -> str:
 
 
 def tmux(*arguments: str) -> str:
-    """Runs a command of tmux; returns what it prints."""
+    """Runs a tmux command. Returns what it prints."""
     command = ["tmux", "-L", "keras_freeze", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
@@ -73,7 +73,7 @@ def draw(screen: str, path: Path) -> None:
 
 
 def terminal(folder: str) -> None:
-    """Draws the first pass while it runs, and the whole run."""
+    """Draws the first pass during the run, and the whole run."""
     Path(folder, "train.py").write_text(quickstart())
     tmux("new-session", "-d", "-x", str(WIDTH), "-y", str(HEIGHT), "-c", folder)
     tmux("set-option", "-g", "history-limit", "5000")
@@ -123,7 +123,7 @@ def notebook(folder: str, chromium: str) -> None:
 
 
 def crop(png: bytes, path: Path) -> None:
-    """Saves a screenshot in few colours, without the empty part below."""
+    """Saves a screenshot with few colors, without the empty part below."""
     from PIL import Image, ImageChops
 
     image = Image.open(io.BytesIO(png)).convert("RGB")

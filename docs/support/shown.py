@@ -11,7 +11,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 def svg(figure: Any) -> str:
-    """A matplotlib figure as an inline image, with a background for dark mode."""
+    """Returns a matplotlib figure as an inline image, with a background for dark mode."""
     text = io.StringIO()
     figure.savefig(text, format="svg", facecolor="white", bbox_inches="tight")
     drawing = text.getvalue()
@@ -19,11 +19,11 @@ def svg(figure: Any) -> str:
 
 
 def load(name: str) -> Any:
-    """A file of measured results."""
+    """Loads a file of measured results."""
     return json.loads((DATA / name).read_text())
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Rows as a Markdown table."""
+    """Returns rows as a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

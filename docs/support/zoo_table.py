@@ -1,4 +1,4 @@
-"""The table of tried models, from the files that `benchmarks/zoo` writes."""
+"""The table of tested models, from the files that `benchmarks/zoo` writes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RUNS = {
 
 
 def _files() -> dict[str, Any]:
-    """Measured results, by backend and device."""
+    """Returns measured results, by backend and device."""
     names = {run: f"zoo_{run}.json" for run in RUNS}
     return {run: load(name) for run, name in names.items() if (DATA / name).exists()}
 
 
 def summary() -> str:
-    """How many models passed all checks, on each backend."""
+    """Returns how many models passed all checks, on each backend."""
     parts = []
     for run, found in _files().items():
         right = sum(not row["wrong"] for row in found["rows"])
@@ -32,7 +32,7 @@ def summary() -> str:
 
 
 def zoo() -> str:
-    """A row for each model."""
+    """Returns a table with a row for each model."""
     files = {run: {row["model"]: row for row in found["rows"]} for run, found in _files().items()}
     names = list(dict.fromkeys(name for rows in files.values() for name in rows))
     head = ["model", "base", "blocks", "cut", *(RUNS[run] for run in files)]

@@ -1,1 +1,1 @@
-"""What the engine is tested against, written without keras_freeze's own mechanisms."""
+"""References for the tests, written without keras_freeze's own mechanisms."""

@@ -1,4 +1,4 @@
-"""A fit with a cache against the same fit without one."""
+"""Compares a fit with a cache with the same fit without one."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ X, Y = builders.data(32)
 
 @dataclass
 class Run:
-    """A fit, to be done with and without a cache.
+    """A fit, to be run with and without a cache.
 
     Attributes:
         make: makes the model.
-        data: makes what `fit` gets as data, anew for each fit.
-        stages: of GradualUnfreeze, or None.
+        data: makes the data arguments of each `fit`.
+        stages: stages of GradualUnfreeze, or None.
         options: further arguments of `fit`.
         compile: further arguments of `compile`.
-        frozen: makes the callbacks in front.
-        traced: whether steps are traced and compiled, which takes longer than a few eager ones.
+        frozen: makes the callbacks that come first.
+        traced: whether steps are traced and compiled, which takes longer than a few eager steps.
     """
 
     make: Any = builders.nested
@@ -54,7 +54,7 @@ class Run:
 
 
 def check(run: Run, *, exact: bool = True, passes: float | None = 1.0, **cache: Any) -> Any:
-    """Runs with and without a cache and compares; returns the cache's counts."""
+    """Runs with and without a cache and compares. Returns the cache's counts."""
     expected, expected_weights = run.fit(None)
     cached = BottleneckCache(verbose=0, **cache)
     with warnings.catch_warnings():
@@ -71,10 +71,10 @@ def check(run: Run, *, exact: bool = True, passes: float | None = 1.0, **cache: 
 
 @functools.cache
 def place_counts() -> bool:
-    """True if a row's last bits depend on its place in the batch.
+    """Whether a row's last bits depend on its position in the batch.
 
-    TensorFlow's kernels are so on CPUs with AVX2 and no AVX-512. There no cache can give the bits
-    of another order, and runs are compared within float rounding.
+    This is the case for TensorFlow's kernels on CPUs with AVX2 but no AVX-512. A cache can't give
+    the bits of another order there, so runs are compared within float rounding.
     """
     if keras.backend.backend() != "tensorflow":
         return False

@@ -1,8 +1,8 @@
-"""One run of Keras and the same run of the plain-NumPy trainer, in float64.
+"""A run in Keras and the same run with the plain-NumPy trainer, in float64.
 
-Everything that Keras rounds to float32 on its way is chosen to be exact there: learning rates,
-decays and epsilons are powers of two or close sums of them, and data and first weights are
-float32. So what is left is the rounding of float64 itself, and tolerances can be tight.
+All numbers that Keras rounds to float32 are exact there: learning rates, decays and epsilons are
+powers of two or short sums of them, and data and initial weights are float32. Only the rounding of
+float64 is left, so tolerances can be tight.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class Run:
         optimizer: the Keras optimizer's class.
         rule: the same optimizer in NumPy.
         trainable: for each epoch, the names of the trainable layers.
-        widths: of the base's layers "b0", "b1", ...; the head is "head".
-        hyper: arguments of the optimizer alone.
-        common: arguments that all optimizers know, and the trainer too.
-        rate: the learning rate that is compiled.
-        halving: it is halved every so many steps, by a LearningRateSchedule; 0 for never.
+        widths: units of the base's layers "b0", "b1", ...; the head is "head".
+        hyper: arguments of this optimizer only.
+        common: arguments that all optimizers and the trainer accept.
+        rate: the compiled learning rate.
+        halving: a LearningRateSchedule halves the rate after this many steps; 0 for never.
         rates: `{epoch: learning rate}` of stages.
         base_rates: `{epoch: base_learning_rate}` of stages.
         decays: `{epoch: layer_decay}` of stages.
-        warmups: `{epoch: warmup_steps}` of stages that thaw something.
-        steps: in an epoch.
+        warmups: `{epoch: warmup_steps}` of stages that unfreeze something.
+        steps: steps per epoch.
         cut: the epoch at which a second `fit` begins; 0 for none.
-        seed: of weights and data.
-        eager: whether the steps run without being traced.
+        seed: seed of weights and data.
+        eager: whether the steps run without tracing.
     """
 
     optimizer: type[keras.optimizers.Optimizer]
@@ -83,7 +83,7 @@ class Run:
         return (lambda i: self.rate * 0.5 ** (i // self.halving)) if self.halving else self.rate
 
     def stages(self) -> list[Stage]:
-        """What changes from epoch to epoch; the base begins frozen."""
+        """Returns the stages, from the differences between epochs. The base begins frozen."""
         before, found = self.trainable[0] & {"head"}, []
         for epoch, now in enumerate(self.trainable):
             thawed, frozen = sorted(now - before), sorted(before - now)
@@ -105,7 +105,7 @@ class Run:
         return found or [Stage(0, name="all as it is")]
 
     def scale(self, place: int, epoch: int) -> float:
-        """The share of the rate that a layer of the base gets, the last one next to the head."""
+        """Returns a base layer's share of the rate. The last layer is next to the head."""
         blocks = len(self.widths) - place
         decay = _latest(self.decays, epoch, 1.0)
         begins = max((each for each in self.base_rates if each <= epoch), default=None)
@@ -120,7 +120,7 @@ class Run:
         return _exact(draw(size=(rows, 2))), _exact(draw(size=(rows, 2)))
 
     def values(self) -> Values:
-        """The first weights, biases not zero."""
+        """Returns the initial weights, with nonzero biases."""
         draw, values, inputs = np.random.default_rng([self.seed, 1]).normal, {}, 2
         for name, outputs in zip(self.names, (*self.widths, 2), strict=True):
             values[f"{name}/kernel"] = _exact(draw(size=(inputs, outputs)))
@@ -130,7 +130,7 @@ class Run:
 
 
 def in_keras(run: Run) -> Values:
-    """The last weights of the run in Keras, with optimizer="carry"."""
+    """Returns the final weights of the run in Keras, with optimizer="carry"."""
     keras.backend.clear_session()
     model = _model(run)
     optimizer = run.optimizer(run.keras_rate(), **run.hyper, **run.common)
@@ -144,7 +144,7 @@ def in_keras(run: Run) -> Values:
 
 
 def in_numpy(run: Run) -> Values:
-    """The last weights of the run, without Keras."""
+    """Returns the final weights of the run without Keras."""
     trainer = Trainer(run.rule, run.numpy_rate(), **run.common)
     network = MLP([(name, "linear" if name == "head" else "tanh") for name in run.names])
     (x, y), values = run.data(), run.values()
@@ -168,7 +168,7 @@ def _latest(given: dict[int, float], epoch: int, default: float) -> float:
 def _set_multipliers(run: Run, trainer: Trainer, epoch: int) -> None:
     """The base's last layer is one block away from the head."""
     if epoch == run.cut:
-        trainer.ramps = {}  # a fit that goes on has none
+        trainer.ramps = {}  # a fit that continues has no warm-up
     before = run.trainable[epoch - 1] if epoch else run.trainable[0] & {"head"}
     for place, name in enumerate(run.names):
         for variable in (f"{name}/kernel", f"{name}/bias"):
@@ -179,7 +179,7 @@ def _set_multipliers(run: Run, trainer: Trainer, epoch: int) -> None:
 
 
 def _set_trainable(trainer: Trainer, trainable: set[str], values: Values) -> Values:
-    """A weight that is frozen takes its moving average, as at the end of a fit."""
+    """A weight that is frozen gets its moving average, as at the end of a fit."""
     values = dict(values)
     for name in values:
         if name.split("/")[0] in trainable:
@@ -209,10 +209,10 @@ def _exact(values: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """While this is open, Keras computes in float64.
+    """Makes Keras compute in float64.
 
-    Except on TensorFlow, Keras' type promotion makes float32 of a float64 (in `matmul`, `mean`,
-    `maximum`, ...): that is one entry of a table.
+    Except on TensorFlow, Keras' type promotion turns float64 into float32 (in `matmul`, `mean`,
+    `maximum`, ...). One table entry is responsible for that.
     """
     floatx, on_jax = keras.config.floatx(), keras.backend.backend() == "jax"
     with patch.dict(dtypes.BIT64_TO_BIT32_DTYPE, float64="float64"):

@@ -1,4 +1,4 @@
-"""All that is public, used once, as a script: what comes up under `python -W error`?
+"""A script that uses the whole public API once, to find warnings under `python -W error`.
 
 KERAS_BACKEND=torch python -W error::DeprecationWarning -m tests.reference.everything
 """
@@ -10,7 +10,7 @@ import os
 import tempfile
 import warnings
 
-with warnings.catch_warnings():  # what backends do when they are imported is theirs
+with warnings.catch_warnings():  # warnings of backends at import don't count
     warnings.simplefilter("ignore")
     import keras
     import numpy as np
@@ -47,7 +47,7 @@ def fit(optimizer: keras.Optimizer, *callbacks: C.Callback, **options: object) -
 
 
 def schedules(folder: str) -> None:
-    """Each kind of stage, each file, the preview, and a picture of a run."""
+    """Uses each kind of stage and file, the preview, and the plot of a run."""
     late = Stage(Plateau("loss", patience=0, min_delta=1e9), "b2", restore_best=True)
     plan = Schedule([Stage(1, "b3", learning_rate={"factor": 0.5}), late])
     kinds = [
@@ -69,7 +69,7 @@ def schedules(folder: str) -> None:
 
 
 def optimizers() -> None:
-    """Carried and reset, with averages, accumulated gradients, decays and warm-ups."""
+    """Carries and resets optimizers, with averages, accumulated gradients, decays and warm-ups."""
     decay = OPTIMIZERS.schedules.CosineDecay(0.1, 100)
     makes = [
         lambda: OPTIMIZERS.Adam(0.1, gradient_accumulation_steps=2),
@@ -86,7 +86,7 @@ def optimizers() -> None:
 
 
 class Thaws(C.Callback):
-    """A change by another callback."""
+    """Changes a flag as another callback would."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         if epoch == 1:
@@ -94,7 +94,7 @@ class Thaws(C.Callback):
 
 
 def models() -> None:
-    """TransferModel and its clone; flags by hand, in a fit and outside."""
+    """Uses TransferModel and its clone, and flags set by hand, in a fit and outside."""
     model = TransferModel(builders.functional_base(), 3, schedule={1: "b3"}, cache=True)
     keras.models.clone_model(model)
     model.compile("adam", "sparse_categorical_crossentropy")

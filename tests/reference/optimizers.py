@@ -1,11 +1,11 @@
-"""The optimizers in plain NumPy, each variable with an age of its own.
+"""The optimizers in plain NumPy. Each variable has its own age.
 
-The formulas come from the papers named in the docstrings, in float64 and without Keras. Where
-Keras documents or computes another variant than the paper, a comment names it: the reference has
-to say what a fresh Keras optimizer does. The slots bear Keras' names except Adafactor's.
+The formulas come from the papers named in the docstrings, in float64 and without Keras. If Keras
+documents or computes a different variant than the paper, a comment names it: the reference must
+match a fresh Keras optimizer. The slots have Keras' names, except Adafactor's.
 
-Nothing is shared between variables. `age` is the number of updates a variable has had, so a paper's
-step `t`, which counts from 1, is `age + 1`.
+Variables share nothing. `age` is the number of updates of a variable, so a paper's step `t`, which
+counts from 1, is `age + 1`.
 """
 
 import math
@@ -23,31 +23,31 @@ Values = dict[str, Array]
 
 
 class Rule(Protocol):
-    """What the trainer asks of an optimizer."""
+    """The interface of an optimizer for the trainer."""
 
     def slots(self, value: Array) -> Slots:
-        """Gives the initial slots of one variable."""
+        """Returns the initial slots of one variable."""
 
     def update(self, value: Array, grad: Array, slots: Slots, age: int, lr: float) -> Array:
-        """Gives the variable's next value and moves its slots on, in place."""
+        """Returns the variable's next value and updates its slots in place."""
 
 
 def decay(average: Array, sample: Array, rate: float) -> Array:
-    """Moves an exponential moving average on by one sample."""
+    """Updates an exponential moving average with one sample."""
     return rate * average + (1 - rate) * sample
 
 
 def shrink(value: Array, lr: float, rate: float) -> Array:
-    """Decays a weight apart from its gradient (Loshchilov & Hutter 2019, arXiv 1711.05101).
+    """Decays a weight separately from its gradient (Loshchilov & Hutter 2019, arXiv 1711.05101).
 
-    The paper multiplies the rate by the schedule only; Keras, like most libraries, by the whole
-    learning rate.
+    The paper multiplies the rate only by the schedule. Keras, like most libraries, multiplies it by
+    the whole learning rate.
     """
     return value - lr * rate * value
 
 
 def norm(*arrays: Array) -> float:
-    """Gives the Euclidean norm of all arrays together."""
+    """Returns the Euclidean norm of all arrays together."""
     return math.sqrt(sum(float(np.sum(a**2)) for a in arrays))
 
 
@@ -55,8 +55,8 @@ def norm(*arrays: Array) -> float:
 class SGD:
     """Momentum as in Sutskever et al., "On the importance of initialization ...", ICML 2013.
 
-    Nesterov's look-ahead is in the form of Bengio et al. 2012 (arXiv 1212.0901), whose variable is
-    the point looked ahead to, so that the gradient is taken at the weights themselves.
+    Nesterov's look-ahead has the form of Bengio et al. 2012 (arXiv 1212.0901): the variable is the
+    look-ahead point, so the gradient is taken at the weights themselves.
     """
 
     momentum: float = 0.0
@@ -68,7 +68,7 @@ class SGD:
     def update(self, value: Array, grad: Array, slots: Slots, age: int, lr: float) -> Array:
         if not self.momentum:
             return value - lr * grad
-        # The learning rate is inside the velocity, so a change of it acts on new gradients only.
+        # The learning rate is inside the velocity, so changing it affects only new gradients.
         velocity = slots["momentum"] = self.momentum * slots["momentum"] - lr * grad
         return value + (self.momentum * velocity - lr * grad if self.nesterov else velocity)
 
@@ -77,8 +77,8 @@ class SGD:
 class RMSprop:
     """Tieleman & Hinton 2012 (Coursera lecture 6e); centered: Graves 2013 (arXiv 1308.0850).
 
-    Epsilon stands inside the root, as in Graves' equation 40 and in Keras' code, though Keras'
-    docstring names Adam's "epsilon hat", which stands outside.
+    Epsilon is inside the root, as in Graves' equation 40 and in Keras' code. Keras' docstring names
+    Adam's "epsilon hat", which is outside.
     """
 
     rho: float = 0.9
@@ -106,7 +106,7 @@ class RMSprop:
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """The running first and second moment of the gradient, as Adam and its relatives keep them."""
+    """The running first and second moments of the gradient, as in Adam and its variants."""
 
     beta_1: float = 0.9
     beta_2: float = 0.999
@@ -125,8 +125,8 @@ class Moments:
 class Adam(Moments):
     """Kingma & Ba, ICLR 2015 (arXiv 1412.6980); AMSGrad: Reddi et al., ICLR 2018.
 
-    Keras documents the formula right before section 2.1: the bias correction is folded into the
-    step size and "epsilon hat" is added to the uncorrected root.
+    Keras documents the formula right before section 2.1: the step size includes the bias
+    correction, and "epsilon hat" is added to the uncorrected root.
     """
 
     amsgrad: bool = False
@@ -139,7 +139,7 @@ class Adam(Moments):
         t = age + 1
         mean, second = self._moments(grad, slots)
         if self.amsgrad:
-            # Reddi et al. correct no bias; Keras takes their maximum but keeps Adam's step size.
+            # Reddi et al. correct no bias. Keras takes their maximum but keeps Adam's step size.
             second = slots["velocity_hat"] = np.maximum(slots["velocity_hat"], second)
         alpha = lr * math.sqrt(1 - self.beta_2**t) / (1 - self.beta_1**t)
         return value - alpha * mean / (np.sqrt(second) + self.epsilon)
@@ -160,8 +160,8 @@ class Nadam(Moments):
     """Dozat, "Incorporating Nesterov Momentum into Adam", ICLR 2016 workshop.
 
     The schedule is `beta_1 * (1 - 0.5 * 0.96 ** t)`. The older tf.keras documented, and PyTorch
-    has, an exponent of `0.004 * t`, that is t / 250; Keras 3 has no such factor, so its momentum
-    warms up 250 times as fast. As in all of them the mean decays by the constant beta_1.
+    has, an exponent of `0.004 * t`, that is t / 250. Keras 3 has no such factor, so its momentum
+    warms up 250 times as fast. As in all variants, the mean decays by the constant beta_1.
     """
 
     def update(self, value: Array, grad: Array, slots: Slots, age: int, lr: float) -> Array:
@@ -175,7 +175,7 @@ class Nadam(Moments):
         return self.beta_1 * (1 - 0.5 * 0.96**t)
 
     def _product(self, t: int) -> float:
-        # Keras keeps this product in one variable for all weights. Here it follows from the age.
+        # Keras keeps this product in one variable for all weights. Here the age determines it.
         return math.prod(self._momentum(i) for i in range(1, t + 1))
 
 
@@ -183,8 +183,8 @@ class Nadam(Moments):
 class Adamax:
     """Kingma & Ba, ICLR 2015 (arXiv 1412.6980), algorithm 2.
 
-    The paper divides by the norm alone; Keras documents `norm + epsilon`, which keeps a weight
-    without any gradient yet from 0/0.
+    The paper divides by the norm alone. Keras documents `norm + epsilon`, which avoids 0/0 for a
+    weight that had no gradient yet.
     """
 
     beta_1: float = 0.9
@@ -205,7 +205,7 @@ class Adagrad:
     """Duchi, Hazan & Singer, JMLR 12, 2011.
 
     The paper adds its delta outside the root and starts the sum at zero. Keras adds epsilon inside
-    and starts at `initial_accumulator_value`, so the first step is no full learning rate.
+    and starts at `initial_accumulator_value`, so the first step is less than the learning rate.
     """
 
     initial_accumulator_value: float = 0.1
@@ -221,9 +221,9 @@ class Adagrad:
 
 @dataclass(frozen=True, kw_only=True)
 class Adadelta:
-    """Zeiler 2012 (arXiv 1212.5701), algorithm 1; the paper has no learning rate, that is `lr=1`.
+    """Zeiler 2012 (arXiv 1212.5701), algorithm 1. The paper has no learning rate, so `lr=1` there.
 
-    The learning rate scales the step but not the running mean of squared steps, as Keras says.
+    As in Keras, the learning rate scales the step, but not the running mean of squared steps.
     """
 
     rho: float = 0.95
@@ -264,8 +264,8 @@ class Lion:
 class Lamb(Moments):
     """You et al., "Large Batch Optimization for Deep Learning", ICLR 2020 (arXiv 1904.00962).
 
-    Algorithm 2 with the identity for phi and one variable for a "layer". The paper adds the weight
-    decay to the ratio before it takes the norm; Keras applies it apart, so it isn't seen here.
+    Algorithm 2, with the identity for phi and one variable as a "layer". The paper adds the weight
+    decay to the ratio before it takes the norm. Keras applies it separately, so it is missing here.
     """
 
     def update(self, value: Array, grad: Array, slots: Slots, age: int, lr: float) -> Array:
@@ -276,7 +276,7 @@ class Lamb(Moments):
         return value - lr * self._trust(value, ratio) * ratio
 
     def _trust(self, value: Array, ratio: Array) -> float:
-        # With a norm of zero (a new bias, say) the authors' code and Keras take a trust of one.
+        # If a norm is zero (e.g. a new bias), the authors' code and Keras use a trust ratio of one.
         weight, step = norm(value), norm(ratio)
         return weight / step if weight > 0 and step > 0 else 1.0
 
@@ -285,10 +285,10 @@ class Lamb(Moments):
 class Ftrl:
     """McMahan et al., "Ad Click Prediction: a View from the Trenches", KDD 2013, algorithm 1.
 
-    Keras generalises the paper's square root to `n ** -learning_rate_power`, starts `n` above zero,
-    doubles lambda_2 (its docstring shows the paper's undoubled form) and adds shrinkage to the
-    gradient, though not to `n`. As `z` starts at zero, the first update pulls a pretrained weight
-    most of the way to zero; a fresh Keras optimizer does the same.
+    Keras generalizes the paper's square root to `n ** -learning_rate_power`, starts `n` above zero,
+    doubles lambda_2 (its docstring shows the paper's form without doubling) and adds shrinkage to
+    the gradient, but not to `n`. `z` starts at zero, so the first update moves a pretrained weight
+    most of the way to zero. A fresh Keras optimizer does the same.
     """
 
     learning_rate_power: float = -0.5
@@ -317,10 +317,10 @@ class Ftrl:
 class Adafactor:
     """Shazeer & Stern, ICML 2018 (arXiv 1804.04235), algorithms 4 to 6.
 
-    The slots are the paper's sums over rows and columns; Keras stores means and one slot more, the
-    product, which algebra makes the same update. Algorithm 6 has 0.01 where Keras has the learning
-    rate. `relative_step` is here for the sake of its name: Keras takes the smaller of the learning
-    rate and `1 / sqrt(t)` whatever it says, so switching it off changes nothing there.
+    The slots are the paper's sums over rows and columns. Keras stores means and, in one more
+    slot, their product, which gives the same update. Algorithm 6 has 0.01 where Keras has the
+    learning rate. `relative_step` is here only for its name: Keras always uses the smaller of the
+    learning rate and `1 / sqrt(t)`, so turning it off changes nothing there.
     """
 
     beta_2_decay: float = -0.8
@@ -330,7 +330,7 @@ class Adafactor:
     relative_step: bool = True
 
     def slots(self, value: Array) -> Slots:
-        # The paper factors matrices; Keras factors the last two axes of anything beyond.
+        # The paper factors matrices. Keras also factors the last two axes of arrays with more axes.
         if value.ndim < 2:
             return {"velocity": np.zeros_like(value)}
         return {"rows": np.zeros_like(value.sum(-1)), "columns": np.zeros_like(value.sum(-2))}
@@ -358,13 +358,13 @@ class Adafactor:
 
 @dataclass
 class State:
-    """All that a trainer keeps for one trainable variable.
+    """The trainer's state for one trainable variable.
 
     Attributes:
         slots: The rule's slots.
-        age: Updates so far.
-        average: The moving average of the value, once there is one.
-        total: The sum of the gradients seen since the last update.
+        age: Number of updates so far.
+        average: The moving average of the value, if there is one yet.
+        total: The sum of the gradients since the last update.
         seen: The number of these gradients.
     """
 
@@ -377,25 +377,26 @@ class State:
 
 @dataclass
 class Trainer:
-    """Trains a changing set of variables as `optimizer="carry"` promises.
+    """Trains a changing set of variables as documented for `optimizer="carry"`.
 
-    A variable that stays trainable keeps its state, a frozen one loses it, a thawed one starts as
+    A variable that stays trainable keeps its state, a frozen one loses it, an unfrozen one starts
+    as in a fresh optimizer. They share only `iterations`, which counts every step of the run.
     in a fresh optimizer. Only `iterations`, which counts every step of the run, is common to all.
 
     Attributes:
         rule: The optimizer.
-        lr: The learning rate, or a function of `iterations`. Like Keras' schedules it looks at raw
-            steps, also where gradients are accumulated.
-        weight_decay: The rate of decoupled decay. `AdamW` brings its own: leave it out there.
+        lr: The learning rate, or a function of `iterations`. Like Keras' schedules, it gets raw
+            steps, even if gradients are accumulated.
+        weight_decay: The rate of decoupled decay. `AdamW` has its own, so omit it there.
         clipnorm: Largest norm of one variable's gradient.
         global_clipnorm: Largest norm of the gradients of all trainable variables together.
         clipvalue: Largest absolute value in a gradient.
         use_ema: Whether to keep a moving average of each variable.
         ema_momentum: The share of the old average that stays at each step.
-        gradient_accumulation_steps: Steps to an update; windows are aligned with `iterations`.
+        gradient_accumulation_steps: Steps per update. Windows are aligned with `iterations`.
         iterations: Steps since the run began.
-        scales: Which share of the rate a variable gets, if not all of it.
-        ramps: The number of updates at which a variable begins to warm up, and how many it takes.
+        scales: Each variable's share of the rate, if less than the whole.
+        ramps: The update count at which a variable's warm-up begins, and its number of updates.
         states: The state of each trainable variable.
     """
 
@@ -416,27 +417,27 @@ class Trainer:
 
     @property
     def updates(self) -> int:
-        """The updates since the run began."""
+        """The number of updates since the run began."""
         return self.iterations // (self.gradient_accumulation_steps or 1)
 
     def thaw(self, name: str, value: Array) -> None:
-        """Makes a variable trainable; one that is trainable keeps its state."""
+        """Makes a variable trainable. If it already is, it keeps its state."""
         if name not in self.states:
             self.states[name] = State(self.rule.slots(np.asarray(value, np.float64)))
 
     def freeze(self, name: str) -> None:
-        """Makes a variable untrainable and forgets its state."""
+        """Freezes a variable and drops its state."""
         self.states.pop(name, None)
 
     def step(self, grads: Mapping[str, Array], values: Mapping[str, Array]) -> Values:
         """Does one training step.
 
         Args:
-            grads: The gradient of each trainable variable; those of frozen ones are ignored.
+            grads: The gradient of each trainable variable. Those of frozen variables are ignored.
             values: The value of every variable.
 
         Returns:
-            The new value of every variable; frozen ones pass unchanged.
+            The new value of every variable. Frozen variables don't change.
         """
         new = {name: np.array(value, np.float64) for name, value in values.items()}
         self._accumulate(grads)
@@ -449,7 +450,7 @@ class Trainer:
         return new
 
     def finalize(self, values: Mapping[str, Array]) -> Values:
-        """Gives the values with those of trainable variables replaced by their averages."""
+        """Returns the values, with those of trainable variables replaced by their averages."""
         averages = {name: state.average for name, state in self.states.items()}
         return dict(values) | {name: a for name, a in averages.items() if a is not None}
 
@@ -459,12 +460,12 @@ class Trainer:
             state.seen += 1
 
     def _mean_gradients(self) -> Values:
-        # The divisor is the number seen, not the window: a variable thawed inside a window would
-        # else take a first step that is too short.
+        # The divisor is the number seen, not the window. Otherwise, the first step of a variable
+        # unfrozen inside a window would be too short.
         return {name: np.asarray(s.total / s.seen) for name, s in self.states.items()}
 
     def _clip(self, grads: Values) -> Values:
-        # Clipping comes after the averaging, and the global norm is that of trainable variables.
+        # Clipping comes after averaging. The global norm includes only trainable variables.
         if self.clipvalue is not None:
             limit = self.clipvalue
             return {name: np.clip(grad, -limit, limit) for name, grad in grads.items()}
@@ -493,8 +494,8 @@ class Trainer:
         return self.rule.update(value, grad, state.slots, state.age, lr)
 
     def _follow(self, values: Values) -> None:
-        # Keras moves the averages at every raw step, also at those of a window which update
-        # nothing, and starts them over until the first update is done.
+        # Keras updates the averages at every raw step, even if the step updates nothing, and
+        # restarts them until the first update is done.
         for name, state in self.states.items():
             rate = 0.0 if state.age == 0 else self.ema_momentum
             old = values[name] if state.average is None else state.average
@@ -507,7 +508,7 @@ class Trainer:
 
 
 class MLP:
-    """A chain of dense layers with the mean squared error, to get gradients without a framework.
+    """A chain of dense layers with mean squared error, for gradients without a framework.
 
     Args:
         layers: Each layer's name and its activation, "tanh" or "linear". The variables are
@@ -521,13 +522,13 @@ class MLP:
         self.layers = tuple(layers)
 
     def forward(self, x: Array, values: Mapping[str, Array]) -> Array:
-        """Gives the outputs, (batch, outputs), for inputs of shape (batch, inputs)."""
+        """Returns the outputs, (batch, outputs), for inputs of shape (batch, inputs)."""
         return self._outputs(x, values)[-1]
 
     def gradients(
         self, x: Array, y: Array, values: Mapping[str, Array]
     ) -> tuple[float, dict[str, Array]]:
-        """Gives the loss, a mean over (batch, outputs), and its gradient for every variable."""
+        """Returns the loss, a mean over (batch, outputs), and its gradient for every variable."""
         outputs = self._outputs(x, values)
         error = outputs[-1] - y
         grads, flowing = {}, 2 * error / error.size

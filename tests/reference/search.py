@@ -1,4 +1,4 @@
-"""How many examples hypothesis draws where each one traces and trains models."""
+"""The number of hypothesis examples in tests that trace and train models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hypothesis import settings
 
 
 def examples(count: int) -> settings:
-    """Of hypothesis' usual 100, `count`; as many fewer as the profile says, or all in a search."""
+    """Uses `count` of hypothesis' usual 100, scaled by the profile, or all of them in a search."""
     if not settings.default.derandomize:
         return settings()
     return settings(max_examples=max(2, count * settings.default.max_examples // 100))

@@ -1,4 +1,4 @@
-"""What people do without keras_freeze: flags by hand, then `compile` and `fit` for each stage."""
+"""The workflow without keras_freeze: set flags by hand, then `compile` and `fit` for each stage."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Part:
     """One of the fits.
 
     Attributes:
-        number: of the stage, 0 before the first.
+        number: number of the stage, 0 before the first.
         begin: its first epoch.
-        end: the epoch behind its last.
+        end: the epoch after its last.
         trainable: the names of the trainable layers.
-        rate: the learning rate, or None for the one that is compiled.
+        rate: the learning rate, or None for the compiled one.
     """
 
     number: int
@@ -32,17 +32,17 @@ class Part:
     rate: Any
 
     def since(self, epoch: int) -> Part:
-        """Returns what is left of the part when a run begins at `epoch`."""
+        """Returns the rest of the part if a run begins at `epoch`."""
         return replace(self, begin=max(self.begin, epoch))
 
 
 def parts(stages: list[Stage], trainable: Iterable[str], epochs: int) -> Iterator[Part]:
-    """Splits a run at its stages, which name single layers; a part may be empty.
+    """Splits a run at its stages, which name single layers. A part may be empty.
 
     Args:
-        stages: in order, their selectors lists of names.
+        stages: the stages in order. Their selectors are lists of names.
         trainable: the names of the layers that are trainable before the first stage.
-        epochs: of the whole run.
+        epochs: number of epochs of the whole run.
     """
     now, begins = set(trainable), [0, *(stage.at for stage in stages)]
     for number, (begin, end) in enumerate(zip(begins, [*begins[1:], epochs], strict=True)):
@@ -63,16 +63,16 @@ def fit_by_hand(
     *data: Any,
     **kwargs: Any,
 ) -> Logs:
-    """Trains the parts of a run one by one; returns their histories in one.
+    """Trains the parts of a run one by one. Returns their histories as one.
 
     Args:
         model: a model that was never compiled.
-        base: the names of all layers whose flags the schedule rules.
+        base: the names of all layers whose flags the schedule sets.
         run: the parts.
         compile_model: compiles the model with a fresh optimizer of a given rate.
         callbacks: as `fit` takes them.
-        *data: as `fit` takes it.
-        **kwargs: likewise.
+        *data: data arguments of `fit`.
+        **kwargs: further arguments of `fit`.
     """
     logs: Logs = {}
     for part in (part for part in run if part.begin < part.end):
@@ -86,7 +86,7 @@ def fit_by_hand(
 
 
 def set_flags(model: keras.Model, base: list[str], trainable: frozenset[str]) -> None:
-    """Sets the layers' flags; a frozen Dropout, which Keras leaves on, is switched off."""
+    """Sets the layers' flags, and turns off a frozen Dropout, which Keras leaves on."""
     for layer in model._flatten_layers():
         if layer.name in base:
             layer.trainable = layer.name in trainable
@@ -95,7 +95,7 @@ def set_flags(model: keras.Model, base: list[str], trainable: frozenset[str]) ->
 
 
 class StageLogs(keras.callbacks.Callback):
-    """Puts what keras_freeze logs into the logs of a plain `fit`."""
+    """Adds keras_freeze's logs to those of a plain `fit`."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -109,7 +109,7 @@ class StageLogs(keras.callbacks.Callback):
 
 
 def learning_rates(optimizer: keras.optimizers.Optimizer) -> dict[str, float]:
-    """The rates by the names under which they are logged."""
+    """Returns the learning rates by the names in the logs."""
     members = getattr(optimizer, "optimizers", None)
     named = {f"learning_rate_{member.name}": member for member in members or ()}
     named = named or {"learning_rate": optimizer}
