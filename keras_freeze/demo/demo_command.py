@@ -10,6 +10,7 @@ import keras
 from keras_freeze import Schedule
 from keras_freeze.demo.compared_methods import EPOCHS, HEAD_RATE, LOSS, own_schedule
 from keras_freeze.demo.few_labels_task import CLASSES, VARIANTS, load_task
+from keras_freeze.demo.keep_compiled import keep_compiled
 from keras_freeze.demo.measured_run import METHODS, ONE_FIT, Result, run_method
 from keras_freeze.demo.mnist_base import Weights, build_base, load_mnist, pretrain
 from keras_freeze.demo.optional_imports import load_extra
@@ -52,10 +53,12 @@ def run_demo(
     preview = _preview(plan)
     if verbose:
         _print_task()
-    weights = _pretrain(verbose)
-    if verbose:
-        print(f"{preview}\n", flush=True)
-    results = [each for seed in range(seeds) for each in _run_seed(weights, seed, verbose, plan)]
+    with keep_compiled():
+        weights = _pretrain(verbose)
+        if verbose:
+            print(f"{preview}\n", flush=True)
+        runs = (_run_seed(weights, seed, verbose, plan) for seed in range(seeds))
+        results = [each for run in runs for each in run]
     save_plot(results, path)
     if verbose:
         _print_summary(results, seeds, path, is_own=schedule is None)
