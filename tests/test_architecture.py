@@ -101,7 +101,7 @@ def private_names_in(path: Path) -> set[str]:
 
 def test_the_walk_sees_the_package():
     assert {room_of(module_of(path)) for path in FILES} <= set(MAY_IMPORT)
-    report = HOME / "fit_engine" / "describe_stage.py"
+    report = HOME / "fit_engine" / "collect_stage_report.py"
     assert rooms_used_by(report) >= {"display", "keras_internals"}
     assert private_names_in(HOME / "keras_internals" / "trainable_flags.py") >= {"_trainable"}
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_freeze import BottleneckCache, CacheWarning, FreezeBase, GradualUnfreeze
-from keras_freeze.feature_cache.cutting.cuts_of_stages import cut_names, cuts_of_stages
 from keras_freeze.feature_cache.cutting.deterministic_layers import DeterministicLayers
+from keras_freeze.feature_cache.cutting.tensors_to_cache import cut_names, cuts_of_stages
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import (
     check_dtype,
     check_max_bytes,

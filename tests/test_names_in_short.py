@@ -17,7 +17,7 @@ from keras_freeze import (
     Schedule,
     Stage,
 )
-from keras_freeze.display.format_lines import base_line, first_pass_line, shorten
+from keras_freeze.display.fit_messages import base_line, first_pass_line, shorten
 from keras_freeze.graph.layer_tree import LayerTree, own_variables
 from keras_freeze.graph.shorten_layer_names import names_in_short
 from tests import builders as B

@@ -9,21 +9,21 @@ from typing import Any
 import keras
 
 from keras_freeze.feature_cache.cache_stats import CacheStats
+from keras_freeze.feature_cache.checks.compare_step_times import StepTrial
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks
-from keras_freeze.feature_cache.checks.step_trial import StepTrial
 from keras_freeze.feature_cache.cutting.choose_cached_part import (
     ChosenCut,
     choose,
     choose_for_validation,
 )
-from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
+from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
 from keras_freeze.feature_cache.serving.add_features_to_batch import FeatureAdder
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
-from keras_freeze.feature_cache.serving.row_number_feeds_of_fit import Feeds
 from keras_freeze.feature_cache.serving.stage_server import StageServer
+from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import restored

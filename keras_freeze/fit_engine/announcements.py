@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.display.format_lines import ended_early_line
-from keras_freeze.fit_engine.describe_stage import describe_base, stage_report
+from keras_freeze.display.fit_messages import ended_early_line
+from keras_freeze.fit_engine.collect_stage_report import describe_base, stage_report
 from keras_freeze.fit_engine.trainable_plan import Plan
 
 DID = {"reset": "reset", "carry": "carried over"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.display.format_lines import first_pass_line, pass_line
+from keras_freeze.display.fit_messages import first_pass_line, pass_line
 from keras_freeze.errors import LayerMatchError
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.feature_cache.cache_stats import CacheStats

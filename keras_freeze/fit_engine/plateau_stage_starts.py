@@ -8,8 +8,8 @@ from typing import Any
 from keras_freeze.errors import ScheduleError, closest, warn
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.graph.layer_tree import own_variables
+from keras_freeze.keras_internals.best_epoch_snapshot import Snapshot
 from keras_freeze.keras_internals.trainable_flags import trained
-from keras_freeze.keras_internals.training_state_snapshot import Snapshot
 from keras_freeze.schedule.plateau import Plateau, Watched
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage

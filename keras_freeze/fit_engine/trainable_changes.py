@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from keras_freeze.errors import warn
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.fit_engine.cache_lifecycle import CacheLifecycle
-from keras_freeze.fit_engine.describe_stage import trainable_layers
+from keras_freeze.fit_engine.collect_stage_report import trainable_layers
 from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
 from keras_freeze.fit_engine.trainable_plan import Plan

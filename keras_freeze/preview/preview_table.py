@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from keras_freeze.display.format_lines import readable, shorten
+from keras_freeze.display.fit_messages import readable, shorten
 from keras_freeze.errors import check_choice
 from keras_freeze.preview.preview_footnotes import footnotes
 from keras_freeze.preview.stage_rows import ROOM, Row, memory_of, number_of_images, stage_rows

@@ -8,15 +8,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.display.format_lines import shorten
+from keras_freeze.display.fit_messages import shorten
 from keras_freeze.errors import FreezeError, ScheduleError
 from keras_freeze.feature_cache.cutting.choose_cached_part import ChosenCut, choose, symbols_of
-from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix
+from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
 from keras_freeze.feature_cache.not_cacheable import NOTHING_FROZEN, NotCacheableError
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import row_bytes
-from keras_freeze.fit_engine.describe_stage import names_of
+from keras_freeze.fit_engine.collect_stage_report import names_of
 from keras_freeze.fit_engine.learning_rate_multipliers import multipliers_of
 from keras_freeze.fit_engine.make_plan import make_plan
 from keras_freeze.fit_engine.stage_learning_rates import stage_rates

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags, cut_names, cuts_of_stages
 from keras_freeze.feature_cache.cutting.find_cut import Cut
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
+from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags, cut_names, cuts_of_stages
 from keras_freeze.feature_cache.not_cacheable import TRAINS, NotCacheableError, obstacle
 from keras_freeze.keras_internals.inference_mode import frozen_calls
 

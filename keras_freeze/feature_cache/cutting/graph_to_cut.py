@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.deterministic_layers import DeterministicLayers
+from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.graph.layer_calls import Program, read_program
 from keras_freeze.graph.layer_tree import Layer, LayerTree

@@ -9,8 +9,8 @@ import keras
 
 from keras_freeze.feature_cache.serving.batch_rows import HashedRows, NumberedRows, Rows
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
-from keras_freeze.feature_cache.serving.row_number_feeds_of_fit import Feeds
 from keras_freeze.feature_cache.serving.stage_server import StageServer
+from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import Numbers
 from keras_freeze.keras_internals.temporary_attributes import attributes
 

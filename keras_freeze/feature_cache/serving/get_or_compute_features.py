@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_freeze.display.format_lines import readable
+from keras_freeze.display.fit_messages import readable
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks, agree
 from keras_freeze.feature_cache.checks.serving_cost import ServingCost

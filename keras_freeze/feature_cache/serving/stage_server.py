@@ -7,10 +7,10 @@ from typing import Any
 
 import keras
 
-from keras_freeze.feature_cache.cutting.cuts_of_stages import Flags
 from keras_freeze.feature_cache.cutting.deterministic_layers import is_of_keras
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel, overridden_methods
 from keras_freeze.feature_cache.cutting.prefix_and_tail import Features, GraphPrefix, LayerPrefix
+from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, not_told, obstacle
 from keras_freeze.feature_cache.serving.layer_call_override import CallOverride, Wire
 from keras_freeze.graph.layer_tree import Layer, LayerTree, hidden_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from keras_freeze.display.format_lines import StageReport, base_line
+from keras_freeze.display.fit_messages import StageReport, base_line
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.graph.layer_tree import LayerTree, adapters, count_params, own_variables
 from keras_freeze.graph.shorten_layer_names import closed_containers, names_in_short

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_freeze import BottleneckCache, CacheWarning
-from keras_freeze.feature_cache.checks import serving_cost, step_trial
+from keras_freeze.feature_cache.checks import compare_step_times, serving_cost
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 from tests import builders
@@ -53,8 +53,8 @@ def run(
     """Runs steps in epochs of 20 with a trial. Returns the kinds of steps, and the trial."""
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_trial, "time", clock)
-        trial, device, kinds = step_trial.StepTrial(), Device(clock), []
+        patch.setattr(compare_step_times, "time", clock)
+        trial, device, kinds = compare_step_times.StepTrial(), Device(clock), []
         for step in range(steps):
             if step % 20 == 0:
                 clock.now += 100.0  # a validation
@@ -129,19 +129,19 @@ def test_a_later_prefix_takes_the_share_of_its_operations():
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Times both in each stage, from the first known batches on. Returns the turns' seconds."""
-    monkeypatch.setattr(step_trial, "AFTER", -1.0)
+    monkeypatch.setattr(compare_step_times, "AFTER", -1.0)
     monkeypatch.setattr(serving_cost, "CLEAR", float("inf"))
     turns: list[float] = []
-    compared = step_trial.StepTrial._compare
-    monkeypatch.setattr(step_trial, "TIMED", 2)
-    monkeypatch.setattr(step_trial, "TURNS", ("served", "whole") * 2)
-    monkeypatch.setattr(step_trial, "GAP", 1.0)  # it never gives up, even if it is slow
+    compared = compare_step_times.StepTrial._compare
+    monkeypatch.setattr(compare_step_times, "TIMED", 2)
+    monkeypatch.setattr(compare_step_times, "TURNS", ("served", "whole") * 2)
+    monkeypatch.setattr(compare_step_times, "GAP", 1.0)  # it never gives up, even if it is slow
 
-    def note(trial: step_trial.StepTrial) -> None:
+    def note(trial: compare_step_times.StepTrial) -> None:
         turns.extend(trial.turns)
         compared(trial)
 
-    monkeypatch.setattr(step_trial.StepTrial, "_compare", note)
+    monkeypatch.setattr(compare_step_times.StepTrial, "_compare", note)
     return turns
 
 
@@ -168,7 +168,7 @@ def test_a_run_that_is_slower_with_the_cache(
     traced: bool, always: list[float], monkeypatch: pytest.MonkeyPatch
 ):
     """The rest of the run uses the whole model, and equals a run without a cache."""
-    monkeypatch.setattr(step_trial, "GAP", 0.0)
+    monkeypatch.setattr(compare_step_times, "GAP", 0.0)
     function = StageServer.function
 
     def slow(self: StageServer, kind: str) -> Any:
