@@ -28,6 +28,7 @@ FAMILIES = {
     "ConvNeXtTiny": 32,
 }
 NOT_ON_TORCH = {"NASNetMobile": ("tensorflow", "jax")}
+SCALED = {"NASNetMobile"}  # without its weights, it overflows on pixels from 0 to 255
 SAMPLE = {"MobileNetV2", "ConvNeXtTiny"}
 
 
@@ -44,19 +45,20 @@ def _base(family: str, **options: Any) -> Any:
     return getattr(keras.applications, family)(include_top=False, weights=None, **options)
 
 
-def _built(model: Any, size: int, base: Any) -> Built:
-    return Built(model, images(size), classes(), base, loss=SPARSE)
+def _built(model: Any, size: int, base: Any, family: str = "") -> Built:
+    x = images(size) / 127.5 - 1 if family in SCALED else images(size)
+    return Built(model, x, classes(), base, loss=SPARSE)
 
 
 def _nested(family: str, size: int) -> Built:
     base = _base(family, input_shape=(size, size, 3))
     layers = [base, L.GlobalAveragePooling2D(), L.Dense(8, name="hidden"), softmax()]
-    return _built(keras.Sequential([keras.Input((size, size, 3)), *layers]), size, base)
+    return _built(keras.Sequential([keras.Input((size, size, 3)), *layers]), size, base, family)
 
 
 def _flat(family: str, size: int) -> Built:
     base = _base(family, input_shape=(size, size, 3), pooling="avg")
-    return _built(keras.Model(base.input, softmax()(base.output)), size, base)
+    return _built(keras.Model(base.input, softmax()(base.output)), size, base, family)
 
 
 def _example_of_keras() -> Built:

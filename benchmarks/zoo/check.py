@@ -193,6 +193,8 @@ def _wrong_cache(built: Built, cache: BottleneckCache) -> Iterator[str]:
 def _different(what: str, one: Any, other: Any, tolerance: float) -> list[str]:
     (history, weights), (expected, wanted) = one, other
     keys = [key for key in expected if "loss" in key]
+    if not all(np.isfinite(losses[key]).all() for losses in (history, expected) for key in keys):
+        return [f"{what}: a loss is NaN or infinite, so nothing was compared"]
     worst = max(np.abs(np.subtract(history[key], expected[key])).max() for key in keys)
     furthest = max(_distance(a, b) for a, b in zip(weights, wanted, strict=True))
     if worst <= tolerance and furthest <= tolerance:
