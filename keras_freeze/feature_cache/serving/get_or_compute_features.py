@@ -36,7 +36,7 @@ class BatchFeatures:
         stats: counts hits and misses.
 
     Attributes:
-        cost: is told what the prefix takes.
+        cost: measures the seconds that the prefix and serving take.
         was_known: whether the last batch was served without running the prefix.
     """
 
