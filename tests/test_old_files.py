@@ -1,6 +1,7 @@
 """Files written by an earlier version still load, with the same meaning.
 
-`tests/data` was written on JAX by the version before the package's folders were rearranged.
+`tests/data` was written on JAX, with Keras 3.12, by the version before the package's folders were
+rearranged. Each supported version of Keras reads what the oldest one wrote.
 """
 
 from __future__ import annotations
