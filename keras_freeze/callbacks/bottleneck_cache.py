@@ -41,7 +41,7 @@ class BottleneckCache(PublicCallback):
 
     Attributes:
         stats: a `CacheStats` of the last `fit`, with `hits`, `misses`, `rows`, `bytes`,
-            `base_passes`, `cuts`, `enabled`, `validation_only`, `reason`.
+            `base_passes`, `cuts`, `grouped`, `enabled`, `validation_only`, `reason`.
 
     Raises:
         CacheError: `dtype` or `max_bytes` is invalid.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
 from keras_freeze.feature_cache.serving.add_features_to_batch import FeatureAdder
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
+from keras_freeze.feature_cache.serving.grouped_steps import CannotGroupError, GroupedSteps
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
+from keras_freeze.keras_internals.group_batches import Group
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import restored
 
 Batch = Any
@@ -68,6 +71,7 @@ class FeatureCache:
         self.dtype = dtype
         self.feeds = Feeds(self.backend.to_tensor)
         self.adder = FeatureAdder(self.features, self.feeds, self.backend)
+        self.grouped = GroupedSteps(self.features, self.feeds, self.backend)
         self.trial = StepTrial()
         self.served: StageServer | None = None
         self.stage = 0
@@ -143,6 +147,7 @@ class FeatureCache:
             self.served = StageServer(*arguments, training=choice.training)
             self.features.cost.begin_stage(part.flops)
             self.trial.begin_stage()
+            self.grouped.sizes.begin_stage()
             self.part = part
             self.stats.cuts[self.stage] = choice.names
             self.checks.look_at(part.layers, self.cached_model.around, training=choice.training)
@@ -176,17 +181,20 @@ class FeatureCache:
         self.checks.poor = 0
         self.feeds.forget()
 
-    def begin_epoch(self, iterator: Any) -> None:
+    def begin_epoch(self, iterator: Any, epochs: int = 1) -> None:
         """Checks what may have changed since the last epoch, and prepares the next.
 
         Args:
             iterator: yields the training batches.
+            epochs: number of epochs until the end of the stage.
         """
+        self.epochs = epochs
         if self.serves("train"):
             self._look_again()
         if self.serves("train"):
             self._expect(iterator)
             self.feed("train", iterator)
+            self._group("train")
         else:
             self.feeds.stop("train", *([] if self.serves("test") else ["test"]))
         self.checks.begin_epoch()
@@ -210,6 +218,14 @@ class FeatureCache:
         elif alone:
             self.feeds.stop("test")
         self.feed("test", iterator)
+        self._group("test")
+
+    def _group(self, kind: str) -> None:
+        """Lets steps run in groups, once it's known that serving is faster than the whole model."""
+        if self.adder.is_measured and self.adder.is_clear():
+            self.trial.is_over = True
+        if self.served is not None and self.trial.is_over:
+            self.grouped.begin_epoch(self.served, kind, self.epochs)
 
     def _look_again(self) -> None:
         """Steps aside if weights or arrays were changed."""
@@ -249,8 +265,32 @@ class FeatureCache:
             args: the arguments with which Keras called the model's train or test function.
             plain: returns the function that runs the whole model.
         """
+        if isinstance(args[-1], Group):
+            return self._run_group(kind, args, plain)
         if not self.is_busy(kind):
             return self.backend.plain(plain(), *args)
+        began = time.perf_counter()
+        result = self._run_step(kind, args, plain)
+        seconds = time.perf_counter() - began
+        self.grouped.sizes.add_single(kind, seconds, known=self.features.was_known)
+        return result
+
+    def _run_group(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
+        """Runs a group in one call, or else one step after the other."""
+        if self.served is not None and self.grouped.can_run(self.served, kind, args[-1]):
+            try:
+                return self.grouped.run(self.served, kind, args)
+            except NotCacheableError as error:
+                self._stop(error, kind)
+            except CannotGroupError:
+                self.grouped.sizes.stop(kind)
+        before = args[:-1]
+        for batch in args[-1].one_by_one():
+            result = self._run_step(kind, (*before, batch), plain)
+            before = self.backend.next_args(result)
+        return result
+
+    def _run_step(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
         state, batches = self.backend.pull(args, self.cached_model.model.steps_per_execution)
         if not batches:
             raise StopIteration

@@ -17,6 +17,7 @@ class CacheStats:
         base_passes: number of rows whose features were computed, divided by the number of distinct
             rows. 1.0 is optimal: each row went through the base once.
         cuts: for each cached stage, the names of the layers whose outputs are kept.
+        grouped: training and validation steps that ran in groups, several in one call.
         enabled: whether rows are served. False before the first `fit`, and after the cache stepped
             aside.
         validation_only: whether only validation rows are served, because a layer before the base
@@ -34,6 +35,7 @@ class CacheStats:
     bytes: int = 0
     base_passes: float = 0.0
     cuts: dict[int, list[str]] = field(default_factory=dict)
+    grouped: int = 0
     enabled: bool = False
     validation_only: bool = False
     reason: str = ""

@@ -29,6 +29,7 @@ class CacheLifecycle:
         epochs: number of epochs of the fit, if known.
         early: whether stages may begin before their epochs.
         in_threads: whether Keras calls `on_test_batch_end` from other threads.
+        alone: for "train" and "test", whether no other callback acts on batches.
 
     Raises:
         LayerMatchError: the callback's `base` isn't part of the model.
@@ -43,6 +44,7 @@ class CacheLifecycle:
         *,
         early: bool = False,
         in_threads: bool = False,
+        alone: dict[str, bool],
     ):
         self.model = model
         self.plan = plan
@@ -65,6 +67,7 @@ class CacheLifecycle:
             dtype,
             validates=callbacks_of_fit.validates(),
         )
+        self.cache.grouped.alone = alone
 
     @property
     def server(self) -> FeatureCache | None:
@@ -77,9 +80,14 @@ class CacheLifecycle:
         later = [now | flags for flags in self.plan.flags_after(number, self.reached)]
         self.cache.follow(number, now, later)
 
-    def begin_data(self, step: GuardedStep) -> str:
-        """Prepares the cache for the batches of an epoch; returns what to print."""
-        self.cache.begin_epoch(self.iterator)
+    def begin_data(self, step: GuardedStep, epochs: int) -> str:
+        """Prepares the cache for the batches of an epoch; returns what to print.
+
+        Args:
+            step: the train function of the fit.
+            epochs: number of epochs until the end of the stage.
+        """
+        self.cache.begin_epoch(self.iterator, epochs)
         if self.server is not step.server:
             step.refresh(made=False, server=self.server)
         if not self.verbose or self.cache.served is None or self.cache.stage in self.announced:

@@ -80,8 +80,10 @@ class Conductor:
             return None
         in_threads = callbacks_of_fit.tests_in_threads(self.callback_list)
         early = bool(self.stops)
+        acts = callbacks_of_fit.acts_on_batches
+        alone = {kind: not acts(self.callback_list, kind) for kind in ("train", "test")}
         args = callback, self.model, self.plan, self.epochs
-        return CacheLifecycle(*args, early=early, in_threads=in_threads)
+        return CacheLifecycle(*args, early=early, in_threads=in_threads, alone=alone)
 
     def begin_epoch(self, epoch: int) -> None:
         """Changes the model to the stage of this epoch."""
@@ -147,8 +149,11 @@ class Conductor:
     def begin_data(self) -> None:
         """Prepares the batches of an epoch, after the hooks of other callbacks."""
         self.rates.tell_of_others(self.clock.number)
-        if self.caching is not None:
-            self.announcements.add(self.caching.begin_data(self.changes.step))
+        self.announcements.add(self._begin_cache())
+
+    def _begin_cache(self) -> str:
+        epochs = self.clock.epochs_left(self.epochs)
+        return self.caching.begin_data(self.changes.step, epochs) if self.caching else ""
 
     def end_data(self) -> None:
         """Ends an epoch and its validation."""

@@ -88,6 +88,16 @@ class StageClock:
         """Returns True if the schedule has another stage in the next epoch."""
         return self.plan.number_at(self.epoch + 1, self.begun) != self.number
 
+    def epochs_left(self, epochs: int | None) -> int:
+        """Returns how many epochs the running stage has left, if it ends as planned.
+
+        Args:
+            epochs: the epoch at which the fit ends, if known.
+        """
+        end = epochs or self.epoch + 1
+        later = (e for e in range(self.epoch, end) if self.plan.number_at(e, self.begun) != self.number)
+        return max(1, next(later, end) - self.epoch)
+
     def end_stage(self) -> bool:
         """Lets the next stage begin after the running epoch; returns False if there is none."""
         if self.plan.schedule is None or self.number >= len(self.plan.schedule):

@@ -133,6 +133,26 @@ def acting_hooks(callback_list: Any, known: tuple[type, ...]) -> set[str]:
     return {hook for hook in hooks if any(overrides(callback, hook) for callback in others)}
 
 
+def acts_on_batches(callback_list: Any, kind: str) -> bool:
+    """Returns True if a callback must be called after each batch.
+
+    Args:
+        callback_list: Keras' list of the callbacks of the `fit`.
+        kind: "train" or "test".
+    """
+    hooks = TRAIN_HOOKS + TRAIN_END_HOOKS if kind == "train" else TEST_HOOKS + TEST_END_HOOKS
+    acting = [c for c in all_callbacks(callback_list) if any(overrides(c, hook) for hook in hooks)]
+    return not all(map(_ignores_batches, acting))
+
+
+def _ignores_batches(callback: Any) -> bool:
+    """Returns True for Keras' callbacks whose batch hooks only show or count, or do nothing."""
+    savers = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
+    if type(callback) in savers:
+        return bool(callback.save_freq == "epoch")
+    return type(callback) in (keras.callbacks.History, keras.callbacks.ProgbarLogger)
+
+
 def tests_in_threads(callback_list: Any) -> bool:
     """True if Keras calls the hooks at the end of a validation batch from a pool of threads."""
     return bool(callback_list._async_test)

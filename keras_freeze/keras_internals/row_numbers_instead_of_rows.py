@@ -24,6 +24,7 @@ import keras
 import numpy as np
 
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
+from keras_freeze.keras_internals.epoch_order import epoch_order
 
 Array = np.ndarray[Any, Any]
 Batch = Any
@@ -43,6 +44,7 @@ class ArrayFeed:
         slots: the place of each row's features in a cache, -1 = unknown; set by the cache.
         is_new: True for rows whose features haven't been requested yet; set by the cache.
         sample: a copy of some rows, used by the consistency checks.
+        order: draws the row numbers of an epoch, if Keras shuffles rows or nothing.
     """
 
     def __init__(self, epoch_iterator: Any, to_tensor: Callable[[Array], Any]):
@@ -74,10 +76,11 @@ class ArrayFeed:
                 model keeps its validation iterator, even after a `fit` that raised.
         """
         take = self._in_order if self.has_plain_order else self._as_keras_does()
-        if self.has_plain_order and self.dataset is not None:
+        if self.has_numbers and self.dataset is not None:
             # TensorFlow uses the arrays' values from the beginning of `fit`, even if they change.
             self.others = keras.tree.map_structure(_copied, self.inputs[1:])
         self.epoch_iterator._get_iterator = lambda: FedBatches(self, take())
+        self.order = epoch_order(self.adapter)
         if keras.backend.backend() == "torch":
             self.late = _pulling_late(type(self.epoch_iterator), rests)
         self.wake()
@@ -90,8 +93,13 @@ class ArrayFeed:
     @cached_property
     def has_plain_order(self) -> bool:
         """True if batches can be made here: no shuffling, and numeric arrays beside `x`."""
+        return not self.adapter._shuffle and self.has_numbers
+
+    @cached_property
+    def has_numbers(self) -> bool:
+        """True if all arrays beside `x` are of numbers."""
         others = [leaf for leaf in keras.tree.flatten(self.inputs[1:]) if leaf is not None]
-        return not self.adapter._shuffle and all(map(_is_of_numbers, others))
+        return all(map(_is_of_numbers, others))
 
     def _in_order(self) -> Iterator[Batch]:
         """Yields the same batches as Keras, with row numbers instead of rows."""
@@ -102,11 +110,22 @@ class ArrayFeed:
     def _batches(self) -> Iterator[Batch]:
         for start in range(0, len(self), self.adapter.batch_size):
             numbers = np.arange(start, min(start + self.adapter.batch_size, len(self)))
-            take = partial(self._taken, numbers)
-            yield (numbers, *keras.tree.map_structure(take, self.others))
+            yield (numbers, *self.others_of(numbers))
+
+    def others_of(self, numbers: Array) -> tuple[Any, ...]:
+        """Returns targets and sample weights of rows, as Keras would pass them."""
+        taken: tuple[Any, ...] = keras.tree.map_structure(partial(self._taken, numbers), self.others)
+        return taken
 
     def _taken(self, numbers: Array, leaf: Array | None) -> Any:
         return None if leaf is None else self.to_tensor(_as_fed(leaf[numbers]))
+
+    def other_tables(self) -> tuple[Any, ...]:
+        """Returns all targets and sample weights, in the dtype in which Keras would pass them."""
+        arrays: tuple[Any, ...] = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else _as_fed(leaf), self.others
+        )
+        return arrays
 
     def _as_keras_does(self) -> Callable[[], Iterator[Batch]]:
         """Returns a function whose batches are row numbers, shuffled as Keras shuffles the rows.
@@ -124,7 +143,8 @@ class ArrayFeed:
 
     def put_back(self) -> None:
         """Undoes `put`: from the next epoch on, Keras makes the batches."""
-        vars(self.epoch_iterator).pop("_get_iterator", None)
+        for name in ("_get_iterator", "_enumerate_iterator"):
+            vars(self.epoch_iterator).pop(name, None)
         self.late = None
         if isinstance(self.epoch_iterator, _PullsLate):
             self.epoch_iterator.__class__ = self.epoch_iterator.before
@@ -243,7 +263,8 @@ class _PullsLate:
         with self.catch_stop_iteration():
             if isinstance(batches, FedBatches):
                 return begin, end, _LateList([next(batches.numbered)])
-            return begin, end, [next(batches)]
+            is_group = hasattr(batches, "one_by_one")  # see `group_batches`
+            return begin, end, batches if is_group else [next(batches)]
         raise StopIteration
 
 

@@ -11,6 +11,7 @@ import jax
 import keras
 import numpy as np
 
+from keras_freeze.feature_cache.backends.jax_step_loop import StepLoop, can_loop
 from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, moved
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
@@ -23,8 +24,17 @@ AHEAD = 2  # steps that may be queued; each keeps its batch of features in memor
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
     """Returns (the arguments before the data, the batches of this step)."""
-    state, iterator = args
-    return (state,), list(itertools.islice(numbered(iterator), count))
+    return state_of(args), list(itertools.islice(numbered(args[-1]), count))
+
+
+def state_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the arguments with which Keras calls a step function, without the data."""
+    return args[:-1]
+
+
+def next_args(result: Any) -> tuple[Any, ...]:
+    """Returns the arguments before the data of the next step, from what a step returned."""
+    return (result[1],)
 
 
 def compiled(
@@ -168,6 +178,11 @@ def fingerprints(variables: list[Any]) -> Callable[[], list[Key]]:
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Converts an array to a tensor; on a CPU, `jit` takes the array itself."""
     return array if jax.default_backend() == "cpu" else jax.device_put(array)
+
+
+def to_table(array: np.ndarray[Any, Any]) -> Any:
+    """Returns an array as a tensor on the device; on a CPU it may share the array's memory."""
+    return jax.device_put(array, may_alias=True)
 
 
 def wait(tensors: Any) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
+from keras_freeze.feature_cache.backends.tensorflow_step_loop import StepLoop, can_loop
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
+from keras_freeze.feature_cache.storage.memory_store import ALIGNED
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import numbered
 from keras_freeze.keras_internals.temporary_attributes import Patch
@@ -21,9 +23,17 @@ Batch = Any
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
     """Returns (the element spec of the data, the batches of this step)."""
-    (iterator,) = args
-    spec = getattr(iterator, "element_spec", None)
-    return (spec,), list(itertools.islice(numbered(iterator), count))
+    return state_of(args), list(itertools.islice(numbered(args[-1]), count))
+
+
+def state_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the element spec of the data."""
+    return (getattr(args[-1], "element_spec", None),)
+
+
+def next_args(result: Any) -> tuple[Any, ...]:
+    """Returns the arguments before the data of the next step: none."""
+    return ()
 
 
 def compiled(
@@ -79,6 +89,7 @@ class UsedStateStep:
     """
 
     def __init__(self, model: Any, hidden: list[Patch]):
+        self.model = model
         self.is_eager = model.run_eagerly
         self.traced: dict[Any, Any] = {}
 
@@ -152,6 +163,15 @@ def _print(value: Any) -> Key:
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Converts an array to a tensor."""
     return tf.convert_to_tensor(array)
+
+
+def to_table(array: np.ndarray[Any, Any]) -> Any:
+    """Returns an array as a tensor on the device; on a CPU it may share the array's memory."""
+    aligned = array.ctypes.data % ALIGNED == 0 and array.flags.c_contiguous
+    plain = array.dtype.isbuiltin == 1 and array.dtype != np.bool_
+    if tf.config.list_logical_devices("GPU") or not aligned or not plain:
+        return tf.convert_to_tensor(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def wait(tensors: Any) -> None:

@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import torch
 
+from keras_freeze.feature_cache.backends import torch_generators
+from keras_freeze.feature_cache.backends.torch_step_loop import StepLoop, can_loop
 from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, drawn
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
@@ -22,8 +24,17 @@ Batch = Any
 
 def pull(args: tuple[Any, ...], count: int) -> tuple[tuple[Any, ...], list[Batch]]:
     """Returns (the arguments before the data, the batches of this step)."""
-    (data,) = args
-    return (), list(numbered(data))
+    return state_of(args), list(numbered(args[-1]))
+
+
+def state_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the arguments with which Keras calls a step function, without the data."""
+    return ()
+
+
+def next_args(result: Any) -> tuple[Any, ...]:
+    """Returns the arguments before the data of the next step: none."""
+    return ()
 
 
 def compiled(
@@ -65,23 +76,15 @@ def _without_draws(function: Callable[[Any], Any], x: Any) -> Any:
 
     Keras' Dropout draws from these, which changes no Keras variable.
     """
-    before = _generator_states()
+    before = torch_generators.states()
     try:
         features = function(x)
-        if not all(map(torch.equal, before, _generator_states())):
+        if not all(map(torch.equal, before, torch_generators.states())):
             raise drawn()
         return features
     except NotCacheableError:
-        torch.set_rng_state(before[0])
-        for device, state in enumerate(before[1:]):
-            torch.cuda.set_rng_state(state, device)
+        torch_generators.set_states(before)
         raise
-
-
-def _generator_states() -> list[Any]:
-    """Returns the states of the CPU's generator and, if a GPU is in use, of each GPU's."""
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *on_gpu]
 
 
 def is_faster_together(model: Any) -> bool:
@@ -105,6 +108,7 @@ class UsedStateStep:
     """
 
     def __init__(self, model: Any, hidden: list[Patch]):
+        self.model = model
         zero_grad = functools.partial(_zero_grad, model)
         self.patches = [*hidden, (model, "zero_grad", zero_grad)] if hidden else []
 
@@ -162,6 +166,11 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     if array.dtype.name == "bfloat16":
         return to_tensor(array.view(np.int16)).view(torch.bfloat16)
     return keras.ops.convert_to_tensor(torch.from_numpy(array))
+
+
+def to_table(array: np.ndarray[Any, Any]) -> Any:
+    """Returns an array as a tensor on the device; on a CPU they share memory."""
+    return to_tensor(array)
 
 
 def wait(tensors: Any) -> None:

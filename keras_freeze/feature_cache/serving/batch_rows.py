@@ -30,7 +30,7 @@ class Rows(Protocol):
     slots: Slots
 
     def __len__(self) -> int: ...
-    def first_asked(self) -> int: ...
+    def first_asked(self, numbers: Array | None = None) -> int: ...
     def keys(self, positions: Positions) -> list[Key]: ...
     def inputs(self, positions: Positions | None) -> Any: ...
     def leaf(self, place: int) -> Any: ...
@@ -63,7 +63,7 @@ class HashedRows:
     def __len__(self) -> int:
         return self.size
 
-    def first_asked(self) -> int:
+    def first_asked(self, numbers: Array | None = None) -> int:
         """Returns how many known rows were computed ahead: always 0 here."""
         return 0
 
@@ -143,9 +143,13 @@ class NumberedRows:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def first_asked(self) -> int:
-        """Returns how many known rows were computed ahead and are used for the first time."""
-        batch = self.numbers[: self.size]
+    def first_asked(self, numbers: Array | None = None) -> int:
+        """Returns how many known rows were computed ahead and are used for the first time.
+
+        Args:
+            numbers: row numbers; None = those of the batch.
+        """
+        batch = self.numbers[: self.size] if numbers is None else numbers
         count = int(self.feed.is_new[batch].sum())
         self.feed.is_new[batch] = False
         return count

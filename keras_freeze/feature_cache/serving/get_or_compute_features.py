@@ -85,6 +85,26 @@ class BatchFeatures:
         features = self._gathered(rows, missing, computed, served.part.columns)
         return {name: self._laid_out(name, array) for name, array in features.items()}
 
+    def serve_known(
+        self, rows: Rows, numbers: Array, served: StageServer, kind: str, state: Any
+    ) -> None:
+        """Counts a group of batches whose rows are all known, and checks some of them if due.
+
+        Args:
+            rows: the rows of the first batch.
+            numbers: the row numbers of all batches, (batches, rows).
+            served: serves the running stage.
+            kind: "train" or "test".
+            state: the arguments of the step before the data.
+
+        Raises:
+            NotCacheableError: cached features are wrong.
+        """
+        if self.checks.wants_check(kind, served.is_trusted):
+            self._check(rows, served, kind, state)
+        self.checks.count(kind, numbers.size, 0)
+        self.stats.hits += numbers.size - rows.first_asked(numbers)
+
     def _laid_out(self, column: str, array: Array) -> Array:
         """Restores the prefix's memory order: PyTorch draws random masks in that order."""
         if column not in self.axes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import keras
@@ -68,6 +69,7 @@ class StageServer:
         self.is_faster_together = self.is_trusted and backend.is_faster_together(cached_model.model)
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
+        self._loops: dict[str, Any] = {}
 
     def _hidden(self) -> list[Patch]:
         """Patches that hide the prefix from Keras in a step, if nothing else calls its layers."""
@@ -104,6 +106,24 @@ class StageServer:
             step = self.override.served_steps[kind]
             self._functions[kind] = make_over(self.cached_model.model, kind, step)
         return self._functions[kind]
+
+    @cached_property
+    def can_loop(self) -> bool:
+        """True if many steps can run in one compiled call, as fast as one by one."""
+        model = self.cached_model.model
+        return not has_own_functions(model) and self.backend.can_loop(model, self._others())
+
+    def _others(self) -> list[Layer]:
+        """Returns the layers and models that aren't part of the prefix."""
+        prefix = {id(layer) for layer in self.part.layers}
+        return [layer for layer in self.cached_model.tree if id(layer) not in prefix]
+
+    def loop(self, kind: str) -> Any:
+        """Returns the `StepLoop` that runs groups of train or test steps."""
+        if kind not in self._loops:
+            arguments = self.function(kind), self.lighter, self._others()
+            self._loops[kind] = self.backend.StepLoop(*arguments)
+        return self._loops[kind]
 
     def salt(self, kind: str) -> bytes:
         """Returns bytes for the keys, if training and validation features of a row may differ."""

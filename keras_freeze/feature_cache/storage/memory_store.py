@@ -12,6 +12,7 @@ from keras_freeze.feature_cache.storage.row_hashes import Key
 
 Array = np.ndarray[Any, Any]
 Slots = np.ndarray[Any, np.dtype[np.int64]]
+ALIGNED = 64  # bytes of which the address of a chunk is a multiple
 CHUNK = 1 << 24  # bytes of the first chunk if the number of rows is unknown
 
 
@@ -85,7 +86,7 @@ class MemoryStore:
             rows = self.expected or rows
         rows = min(rows, max(1, self.max_bytes // max(1, self.bytes_per_row) - start))
         for name, array in columns.items():
-            self.columns[name].append(np.empty((rows, *array.shape[1:]), array.dtype))
+            self.columns[name].append(_aligned((rows, *array.shape[1:]), array.dtype))
         self.starts = [*(self.starts or [0]), start + rows]
 
     def take(self, column: str, slots: Slots) -> Array:
@@ -99,11 +100,27 @@ class MemoryStore:
             out[inside] = chunk.take(slots[inside] - start, axis=0)
         return out
 
+    def chunk_of(self, slots: Slots) -> int | None:
+        """Returns the number of the chunk that holds all these rows; None if there is none."""
+        if not len(slots) or not self.starts:
+            return None
+        low, high = int(slots.min()), int(slots.max())
+        chunk = int(np.searchsorted(self.starts, low, side="right")) - 1
+        return chunk if 0 <= low and high < self.starts[chunk + 1] else None
+
     def keep_only(self, columns: Iterable[str]) -> None:
         """Frees the memory of all other columns."""
         kept = set(columns)
         self.columns = {name: chunks for name, chunks in self.columns.items() if name in kept}
         self.bytes_per_row = sum(_row_bytes(chunks[0]) for chunks in self.columns.values())
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Returns an empty array that JAX and TensorFlow can use as a tensor without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _row_bytes(array: Array) -> int:

@@ -41,7 +41,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Any
         function: returns tensors, alone or in lists, tuples and dicts.
         tensors: the arguments of the function.
     """
-    recorder, before = _Recorder(tensors), [version_of(tensor) for tensor in tensors]
+    recorder, before = Recorder(tensors), [version_of(tensor) for tensor in tensors]
     with recorder:
         given = function(*tensors)
     if not recorder.is_repeatable or before != [version_of(tensor) for tensor in tensors]:
@@ -52,7 +52,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor]) -> tuple[Any
     return given, Tape(operations, recorder.inputs, outputs, kept)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Records the operations that are called within it."""
 
     def __init__(self, tensors: Sequence[Tensor]):
@@ -62,6 +62,7 @@ class _Recorder(TorchDispatchMode):
         self.shared: set[Number] = set()
         self.count = 0
         self.is_repeatable = True
+        self.given = list(tensors)
         self.inputs = [self._number(tensor) for tensor in tensors]
 
     def _number(self, tensor: Tensor) -> Number:
@@ -91,13 +92,16 @@ class _Recorder(TorchDispatchMode):
         changed = list(_changed(function, args, kwargs))
         self.is_repeatable &= self._may_repeat(function, changed, is_shared)
         given = function(*args, **kwargs)
-        results = given if isinstance(given, (tuple, list)) else [given]
+        many = isinstance(given, (tuple, list))
+        results = given if many else [given]
         gives = tuple(self._number(r) if isinstance(r, torch.Tensor) else None for r in results)
         if is_shared:
             self.shared.update(number for number in gives if number is not None)
         strides = given.stride() if isinstance(given, torch.Tensor) else None
         self.operations.append(
-            Operation(function, *slots, tuple(reads), gives, is_shared, bool(changed), strides)
+            Operation(
+                function, *slots, tuple(reads), gives, is_shared, bool(changed), strides, many
+            )
         )
         return given
 

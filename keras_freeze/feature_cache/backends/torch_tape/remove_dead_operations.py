@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-from keras_freeze.feature_cache.backends.torch_tape.tape import Number, Operation, Slot, filled
+from keras_freeze.feature_cache.backends.torch_tape.tape import (
+    Number,
+    Operation,
+    Slot,
+    Tensor,
+    filled,
+)
 
 CLONE = torch.ops.aten.clone.default
 PURE = (torch.ops.aten.convolution.default, torch.ops.aten.constant_pad_nd.default)
@@ -62,6 +68,27 @@ def without_copies_of_copies(operations: Sequence[Operation], kept: set[Number])
         if calm and all(operations[place].function in PURE for place in users[result]):
             instead[result] = source
     return [_rerouted(one, instead) for one in operations]
+
+
+def with_constants(
+    operations: Sequence[Operation], constants: dict[Number, Tensor]
+) -> list[Operation]:
+    """Replaces the results of operations by tensors that are known already.
+
+    Args:
+        operations: the operations in order.
+        constants: known tensors, by number.
+    """
+    left = []
+    for one in operations:
+        gives = [number for number in one.gives if number is not None]
+        if gives and not one.changes and constants.keys() >= set(gives):
+            continue
+        slots: dict[Number, Any] = {n: constants.get(n, Slot(n)) for n in one.reads}
+        reads = tuple(number for number in one.reads if number not in constants)
+        args, kwargs = filled(one.args, slots), filled(one.kwargs, slots)
+        left.append(replace(one, args=args, kwargs=kwargs, reads=reads))
+    return left
 
 
 def _is_copy(one: Operation) -> bool:

@@ -35,6 +35,7 @@ class Operation:
         is_shared: whether its result is the same for each batch: it depends on weights only.
         changes: whether it changes an argument in place.
         strides: the strides of the tensor that it returns; None for other results.
+        gives_many: whether it returns a list or tuple of tensors.
     """
 
     function: Callable[..., Any]
@@ -45,6 +46,7 @@ class Operation:
     is_shared: bool
     changes: bool
     strides: tuple[int, ...] | None
+    gives_many: bool
 
 
 class Tape:

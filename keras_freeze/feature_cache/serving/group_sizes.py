@@ -1,0 +1,106 @@
+"""Decides whether the steps of an epoch run in groups, and how many steps a group has."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+TRIED = 4  # steps of each of the first two groups
+CALL = 0.5  # seconds that a group should take at most, so that the progress bar moves
+GAIN = 0.5  # share of a step's time that a group is expected to save
+WORTH = 1.5  # seconds saved for each second of compiling
+
+
+@dataclass
+class StepTimes:
+    """What the steps of one kind ("train" or "test") take in the running stage.
+
+    Attributes:
+        compiling: seconds of the first step, most of which traces and compiles it.
+        single: seconds of a step that runs alone, with all that `fit` does between two steps.
+        grouped: seconds of a step in a group.
+        is_off: whether groups are of no use in this stage.
+    """
+
+    compiling: float | None = None
+    single: float | None = None
+    grouped: float | None = None
+    is_off: bool = False
+    groups: int = 0  # run so far in this stage
+    steps: int = 0  # run alone one after the other in this epoch, the first one included
+    began: float = 0.0  # when the first of them ended
+
+
+class GroupSizes:
+    """Sizes of groups in the stages of a `fit`. One call of a compiled function runs a group.
+
+    The first epoch of a stage runs step by step. If the time that groups save until the end of the
+    stage is more than what their function takes to compile, two small groups are tried next.
+    """
+
+    def __init__(self) -> None:
+        self.begin_stage()
+
+    def begin_stage(self) -> None:
+        self.times = {"train": StepTimes(), "test": StepTimes()}
+
+    def begin_epoch(self, kind: str) -> None:
+        self.times[kind].steps = 0
+
+    def add_single(self, kind: str, seconds: float, *, known: bool) -> None:
+        """Adds a step that ran alone.
+
+        Args:
+            kind: "train" or "test".
+            seconds: what it took.
+            known: whether all its rows were known, so that the prefix didn't run.
+        """
+        times, now = self.times[kind], time.perf_counter()
+        if times.compiling is None:
+            times.compiling = seconds
+        if not known or times.steps == 0:
+            times.steps, times.began = 0, now
+        else:
+            times.single = (now - times.began) / times.steps
+        times.steps += 1
+
+    def add_group(self, kind: str, steps: int, seconds: float) -> None:
+        """Adds a group that took `seconds`; the first one is mostly compiled."""
+        times = self.times[kind]
+        times.groups += 1
+        if times.groups > 1:
+            times.grouped = min(times.grouped or math.inf, seconds / steps)
+        times.is_off = times.groups > 2 and is_slower(times)
+
+    def stop(self, kind: str) -> None:
+        """Runs the steps of this stage alone from now on."""
+        self.times[kind].is_off = True
+
+    def is_worth_it(self, kind: str, steps: int, epochs: int) -> bool:
+        """Returns True if groups save time.
+
+        Args:
+            kind: "train" or "test".
+            steps: number of steps in an epoch.
+            epochs: number of epochs until the end of the stage.
+        """
+        times = self.times[kind]
+        if times.is_off or times.single is None or times.compiling is None:
+            return False
+        saved = GAIN * times.single * steps * epochs
+        return times.groups > 0 or saved > WORTH * times.compiling
+
+    def size(self, kind: str) -> int:
+        """Returns how many steps the next group should have."""
+        times = self.times[kind]
+        if times.is_off:
+            return 1
+        return TRIED if times.grouped is None else max(1, int(CALL / times.grouped))
+
+
+def is_slower(times: StepTimes) -> bool:
+    """Returns True if a step in a group takes longer than one that runs alone."""
+    if times.grouped is None or times.single is None:
+        return False
+    return times.grouped > times.single

@@ -1,0 +1,294 @@
+"""Steps in groups give what single steps give, and callbacks see the same epochs.
+
+With a group, one call runs several steps. Small models are never worth it, so these tests lower the
+thresholds by which that is decided.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, Stage
+from keras_freeze.feature_cache.checks import serving_cost
+from keras_freeze.feature_cache.serving import group_sizes
+from tests import builders
+from tests.builders import BACKEND
+
+L = keras.layers
+X, Y = builders.data(44)
+EPOCHS = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _always_worth_it():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving_cost, "CLEAR", -1e9)
+        patch.setattr(serving_cost, "MEASURED", 1)
+        patch.setattr(group_sizes, "WORTH", 0.0)
+        patch.setattr(group_sizes, "is_slower", lambda times: False)
+        yield
+
+
+class ActsOnBatches(keras.callbacks.Callback):
+    """Makes the steps run one by one."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None: ...
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None: ...
+
+
+def with_head(*layers: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns a function that makes a model: a base, these layers, and a Dense layer."""
+
+    def make() -> Any:
+        inputs = keras.Input((6,))
+        x = builders.functional_base()(inputs)
+        for layer in layers:
+            x = layer()(x)
+        return keras.Model(inputs, L.Dense(1, name="head")(x))
+
+    return make
+
+
+def fitted(
+    make: Callable[[], Any] = builders.nested,
+    *,
+    grouped: bool,
+    stages: Any = None,
+    callbacks: Callable[[], list[Any]] = list,
+    compile: dict[str, Any] | None = None,
+    data: Any = (X, Y),
+    **options: Any,
+) -> tuple[dict[str, Any], Any]:
+    """Fits with a cache; returns (History, weights and optimizer state, the cache)."""
+    keras.utils.set_random_seed(3)
+    model = builders.compiled(make(), **({"metrics": ["mae"]} | (compile or {})))
+    cache = BottleneckCache(verbose=0)
+    every: list[Any] = [FreezeBase(), cache, *callbacks()]
+    every += [] if stages is None else [GradualUnfreeze(stages, verbose=0)]
+    every += [] if grouped else [ActsOnBatches()]
+    keras.utils.set_random_seed(4)
+    options = {"batch_size": 8, "epochs": EPOCHS, "verbose": 0} | options
+    history = model.fit(*data, callbacks=every, **options).history
+    held = {n: np.asarray(v) for n, v in enumerate(model.optimizer.variables)}
+    return history | builders.weights(model) | held, cache
+
+
+def compare(make: Any = builders.nested, *, runs: bool = True, exact: bool = True, **options: Any):
+    """Compares groups with single steps; returns the cache of the fit with groups.
+
+    Args:
+        make: makes the model.
+        runs: whether steps run in groups.
+        exact: whether all bits are equal.
+        options: arguments of `fitted`.
+    """
+    expected, single = fitted(make, grouped=False, **options)
+    found, cache = fitted(make, grouped=True, **options)
+    assert cache.stats.enabled
+    assert not single.stats.grouped
+    assert bool(cache.stats.grouped) is runs
+    assert cache.stats.hits == single.stats.hits
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        rtol, atol = (0.0, 0.0) if exact else (1e-5, 1e-6)
+        np.testing.assert_allclose(found[name], values, rtol=rtol, atol=atol, err_msg=name)
+    return cache
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("rows", [44, 40], ids=["partial", "full"])
+def test_batches_of_every_order(shuffle: bool, rows: int):
+    validation = X[:20], Y[:20]
+    data = X[:rows], Y[:rows]
+    cache = compare(shuffle=shuffle, data=data, validation_data=validation)
+    # The first epoch and the first validation run step by step, and are measured.
+    assert cache.stats.grouped == 4 * 5 + 4 * 2
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [lambda: L.BatchNormalization(name="bn")],
+        [lambda: L.Dropout(0.5)],
+        [lambda: L.Dense(8, kernel_regularizer="l2", name="d"), lambda: L.Dropout(0.2)],
+        [lambda: L.Dropout(0.5, seed=1)],
+    ],
+    ids=["statistics", "random", "regularized", "own seed"],
+)
+def test_heads(layers: list[Any]):
+    compare(with_head(*layers))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": keras.optimizers.SGD(0.1)},
+        {"optimizer": keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)},
+        {"optimizer": keras.optimizers.AdamW(0.01, clipnorm=1.0)},
+        {"optimizer": keras.optimizers.RMSprop(0.01, use_ema=True, ema_overwrite_frequency=3)},
+        {"optimizer": keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.1, 20))},
+        {"optimizer": keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)},
+    ],
+    ids=["sgd", "momentum", "clipped", "ema", "decay", "accumulated"],
+)
+def test_optimizers(options: dict[str, Any]):
+    (optimizer,) = options.values()
+    make = functools.partial(type(optimizer).from_config, optimizer.get_config())
+    expected, _ = fitted(grouped=False, compile={"optimizer": make()})
+    found, cache = fitted(grouped=True, compile={"optimizer": make()})
+    assert cache.stats.grouped
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_weights_of_samples():
+    weights = np.linspace(0.0, 2.0, 44, dtype="float32")
+    validation = X[:20], Y[:20], weights[:20]
+    compare(sample_weight=weights, validation_data=validation, compile={"weighted_metrics": ["mse"]})
+
+
+def test_weights_of_classes():
+    data = X, np.arange(44) % 2
+    compare(data=data, class_weight={0: 0.5, 1: 2.0}, compile={"loss": "binary_crossentropy"})
+
+
+def test_several_inputs_and_outputs():
+    def make() -> Any:
+        one, other = keras.Input((6,), name="one"), keras.Input((3,), name="other")
+        x = L.Concatenate(name="both")([builders.functional_base()(one), other])
+        return keras.Model({"one": one, "other": other}, [L.Dense(1, name="p")(x), L.Dense(2, name="q")(x)])
+
+    targets = [Y, np.tile(Y, 2)]
+    compile_as = {"loss": ["mse", "mae"], "loss_weights": [1.0, 0.5], "metrics": None}
+    compare(make, data=({"one": X, "other": X[:, :3]}, targets), compile=compile_as)
+
+
+@pytest.mark.parametrize("optimizer", ["carry", "reset"])
+def test_stages(optimizer: str):
+    warm = Stage(4, "b3", warmup_steps=8, learning_rate=0.01, optimizer=optimizer)
+    stages = [warm, Stage(8, "b2:", layer_decay=0.5, base_learning_rate=0.02)]
+    cache = compare(stages=stages, epochs=12, validation_data=(X[:16], Y[:16]))
+    assert cache.stats.base_passes == 1.0
+
+
+def test_callbacks_of_epochs(tmp_path: Any):
+    def callbacks() -> list[Any]:
+        return [
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.1 / (1 + epoch)),
+            keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=10.0),
+            keras.callbacks.EarlyStopping("loss", patience=6, min_delta=10.0),
+            keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True),
+        ]
+
+    compare(callbacks=callbacks, compile={"optimizer": "sgd"}, epochs=12)
+
+
+def test_a_setting_that_a_callback_changes():
+    """PyTorch's steps read the setting each time. JAX and TensorFlow read it once, when tracing."""
+
+    class LessDropout(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.model.get_layer("drop").rate = 0.5 / (1 + epoch)
+
+    make = with_head(lambda: L.Dropout(0.5, name="drop"))
+    compare(make, callbacks=lambda: [LessDropout()], epochs=7)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.TerminateOnNaN,
+        lambda: keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: None),
+        lambda: keras.callbacks.ModelCheckpoint("/nowhere/x.keras", save_freq=10**6),
+    ],
+    ids=["nan", "lambda", "checkpoint"],
+)
+def test_callbacks_that_act_on_batches_see_each(callback: Callable[[], Any]):
+    compare(callbacks=lambda: [callback()], runs=False)
+
+
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 2}])
+def test_what_runs_step_by_step(options: dict[str, Any]):
+    if BACKEND == "torch" and "steps_per_execution" in options:
+        pytest.skip("Keras has no steps_per_execution on PyTorch")
+    compare(runs=False, compile=options, exact=False)
+
+
+def test_the_order_within_batches_alone_is_random():
+    compare(runs=False, shuffle="batch")
+
+
+def test_low_precision():
+    def make() -> Any:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            return builders.nested()
+        finally:
+            keras.config.set_dtype_policy("float32")
+
+    compare(make)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX always compiles; PyTorch doesn't here")
+def test_compiled_steps():
+    compare(compile={"jit_compile": True}, exact=False)
+
+
+def test_the_progress_bar_counts_true_steps(capsys: pytest.CaptureFixture[str]):
+    fitted(grouped=True, verbose=1)
+    shown = capsys.readouterr().out
+    assert "Epoch 5/5" in shown
+    assert "6/6" in shown.split("Epoch 5/5")[1]
+    assert "7/6" not in shown
+
+
+def test_an_interrupted_epoch_leaves_nothing_behind():
+    class Interrupts(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch == 3:
+                raise KeyboardInterrupt
+
+    keras.utils.set_random_seed(3)
+    model = builders.compiled(builders.nested())
+    options = {"batch_size": 8, "verbose": 0}
+    cache = BottleneckCache(verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, epochs=9, callbacks=[FreezeBase(), cache, Interrupts()], **options)
+    assert cache.stats.grouped
+    keras.utils.set_random_seed(5)
+    after = model.fit(X, Y, epochs=2, **options).history
+    keras.utils.set_random_seed(3)
+    other = builders.compiled(builders.nested())
+    other.fit(X, Y, epochs=4, callbacks=[FreezeBase(), ActsOnBatches()], **options)
+    keras.utils.set_random_seed(5)
+    assert other.fit(X, Y, epochs=2, **options).history == after
+
+
+def test_a_train_function_that_a_callback_makes_is_refused_in_the_epoch():
+    class Makes(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.model.make_train_function(force=True)
+
+    compare(callbacks=lambda: [Makes()])
+
+
+@given(
+    rows=st.integers(9, 40),
+    batch=st.integers(1, 9),
+    shuffle=st.booleans(),
+    validation=st.integers(0, 12),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_of_an_epoch(rows: int, batch: int, shuffle: bool, validation: int, seed: int):
+    x, y = builders.data(rows, seed=seed)
+    held_out = builders.data(validation, seed=seed + 1) if validation else None
+    options = {"data": (x, y), "batch_size": batch, "shuffle": shuffle, "epochs": 4}
+    compare(validation_data=held_out, exact=BACKEND == "torch", **options)
