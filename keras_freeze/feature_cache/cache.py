@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from keras_freeze.feature_cache.cache_stats import CacheStats
-from keras_freeze.feature_cache.checks.compare_step_times import StepTrial
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks
 from keras_freeze.feature_cache.cutting.choose_cached_part import (
     ChosenCut,
@@ -21,18 +19,14 @@ from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
-from keras_freeze.feature_cache.serving.add_features_to_batch import FeatureAdder
+from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
-from keras_freeze.feature_cache.serving.grouped_steps import CannotGroupError, GroupedSteps
+from keras_freeze.feature_cache.serving.run_steps import Plain, StepRunner
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.keras_internals.group_batches import Group
-from keras_freeze.keras_internals.row_numbers_instead_of_rows import restored
-
-Batch = Any
-Plain = Callable[[], Callable[..., Any]]
 
 
 class FeatureCache:
@@ -67,15 +61,14 @@ class FeatureCache:
         )
         self.store = MemoryStore(free_memory() // 2 if max_bytes is None else max_bytes)
         self.checks = ConsistencyChecks(self.backend)
-        self.features = BatchFeatures(self.store, self.checks, stats)
+        tables = DeviceTables(self.store, self.backend)
+        self.features = BatchFeatures(self.store, tables, self.checks, stats)
         self.dtype = dtype
         self.feeds = Feeds(self.backend.to_tensor)
-        self.adder = FeatureAdder(self.features, self.feeds, self.backend)
-        self.grouped = GroupedSteps(self.features, self.feeds, self.backend)
-        self.trial = StepTrial()
+        serving = self.features, tables, self.feeds, self.backend, cached_model.model
+        self.steps = StepRunner(*serving, self._find_served, self._stop)
         self.served: StageServer | None = None
         self.stage = 0
-        self.has_stopped = False  # within an epoch, whose steps were traced on batches
         self.part: GraphPrefix | LayerPrefix | None = None  # the last part that was served
         self.barred: NotCacheableError | None = None  # training can't be served in any stage
         self.is_due = False  # choose a cut again when the next validation begins
@@ -92,7 +85,10 @@ class FeatureCache:
 
     def is_busy(self, kind: str) -> bool:
         """Returns True if `step` must run the "train" or "test" steps."""
-        return self.serves(kind) or kind in self.feeds or self.has_stopped
+        return self.serves(kind) or kind in self.feeds or self.steps.has_stopped
+
+    def _find_served(self, kind: str) -> StageServer | None:
+        return self.served if self.serves(kind) else None
 
     def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
         """Moves the cut (where features are cached) to its place in a stage.
@@ -104,8 +100,7 @@ class FeatureCache:
         """
         self.stage = stage
         self.flags = now, later
-        self.has_stopped = False
-        self.whole = self.backend.UsedStateStep(self.cached_model.model, hidden=[])
+        self.steps.begin_stage()
         self._begin_stage()
 
     def _begin_stage(self) -> None:
@@ -145,9 +140,7 @@ class FeatureCache:
                 part.follow(self.part)
             arguments = self.cached_model, part, self.flags[0], self.backend, self.dtype
             self.served = StageServer(*arguments, training=choice.training)
-            self.features.cost.begin_stage(part.flops)
-            self.trial.begin_stage()
-            self.grouped.sizes.begin_stage()
+            self.steps.serve(part.flops)
             self.part = part
             self.stats.cuts[self.stage] = choice.names
             self.checks.look_at(part.layers, self.cached_model.around, training=choice.training)
@@ -169,6 +162,7 @@ class FeatureCache:
             columns = list(self.store.columns)
         held = {column for column in self.store.columns if column.split(".")[0] in columns}
         if columns and set(columns) <= held:
+            self.steps.forget()
             self.store.keep_only(held)
             self.stats.bytes = self.store.nbytes
             return True
@@ -176,6 +170,7 @@ class FeatureCache:
         return False
 
     def _forget(self) -> None:
+        self.steps.forget()
         self.store.clear()
         self.stats.rows = self.stats.bytes = 0
         self.checks.poor = 0
@@ -194,11 +189,10 @@ class FeatureCache:
         if self.serves("train"):
             self._expect(iterator)
             self.feed("train", iterator)
-            self._group("train")
+            self.steps.begin_epoch("train", epochs)
         else:
             self.feeds.stop("train", *([] if self.serves("test") else ["test"]))
         self.checks.begin_epoch()
-        self.trial.begin_epoch()
         if self.checks.last_rows and self.checks.kind not in self.feeds:
             self.store.expected = self.checks.last_rows  # the last batch may be smaller
 
@@ -218,14 +212,7 @@ class FeatureCache:
         elif alone:
             self.feeds.stop("test")
         self.feed("test", iterator)
-        self._group("test")
-
-    def _group(self, kind: str) -> None:
-        """Lets steps run in groups, once it's known that serving is faster than the whole model."""
-        if self.adder.is_measured and self.adder.is_clear():
-            self.trial.is_over = True
-        if self.served is not None and self.trial.is_over:
-            self.grouped.begin_epoch(self.served, kind, self.epochs)
+        self.steps.begin_epoch("test", self.epochs)
 
     def _look_again(self) -> None:
         """Steps aside if weights or arrays were changed."""
@@ -238,7 +225,7 @@ class FeatureCache:
             self.step_aside(error)
 
     def _expect(self, iterator: Any) -> None:
-        self.adder.batches = getattr(iterator, "num_batches", None)
+        self.steps.adder.batches = getattr(iterator, "num_batches", None)
         self.checks.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
 
     def end_epoch(self) -> None:
@@ -265,50 +252,9 @@ class FeatureCache:
             args: the arguments with which Keras called the model's train or test function.
             plain: returns the function that runs the whole model.
         """
-        if isinstance(args[-1], Group):
-            return self._run_group(kind, args, plain)
-        if not self.is_busy(kind):
+        if not self.is_busy(kind) and not isinstance(args[-1], Group):
             return self.backend.plain(plain(), *args)
-        began = time.perf_counter()
-        result = self._run_step(kind, args, plain)
-        seconds = time.perf_counter() - began
-        self.grouped.sizes.add_single(kind, seconds, known=self.features.was_known)
-        return result
-
-    def _run_group(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
-        """Runs a group in one call, or else one step after the other."""
-        if self.served is not None and self.grouped.can_run(self.served, kind, args[-1]):
-            try:
-                return self.grouped.run(self.served, kind, args)
-            except NotCacheableError as error:
-                self._stop(error, kind)
-            except CannotGroupError:
-                self.grouped.sizes.stop(kind)
-        before = args[:-1]
-        for batch in args[-1].one_by_one():
-            result = self._run_step(kind, (*before, batch), plain)
-            before = self.backend.next_args(result)
-        return result
-
-    def _run_step(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
-        state, batches = self.backend.pull(args, self.cached_model.model.steps_per_execution)
-        if not batches:
-            raise StopIteration
-        served = self.served
-        if served is not None and self.serves(kind):
-            try:
-                if kind == "train" and self.adder.is_measured:
-                    running = [served.lighter, self.whole]
-                    if self.trial.wants_whole(self.adder.is_clear, running):
-                        return self._run_whole(plain, state, batches)
-                return self.adder.step(served, kind, state, batches)
-            except NotCacheableError as error:
-                self._stop(error, kind)
-        self.has_stopped = True
-        return self._run_whole(plain, state, batches)
-
-    def _run_whole(self, plain: Plain, state: Any, batches: list[Batch]) -> Any:
-        return self.whole.step(plain(), state, [restored(batch) for batch in batches])
+        return self.steps.run(kind, args, plain)
 
     def _stop(self, error: NotCacheableError, kind: str) -> None:
         """Stops serving within a step; validation may still be served after this epoch."""
@@ -334,6 +280,7 @@ class FeatureCache:
     def close(self) -> None:
         """Frees the memory and restores the iterators; the statistics stay."""
         self.served = None
+        self.steps.forget()
         self.store.clear()
         self.feeds.close()
         self.features.seen.clear()

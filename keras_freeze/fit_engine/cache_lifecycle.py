@@ -67,7 +67,7 @@ class CacheLifecycle:
             dtype,
             validates=callbacks_of_fit.validates(),
         )
-        self.cache.grouped.alone = alone
+        self.cache.steps.alone = alone
 
     @property
     def server(self) -> FeatureCache | None:
@@ -98,7 +98,7 @@ class CacheLifecycle:
             stats.cuts[self.cache.stage],
             _row_bytes(self.cache),
             self.cache.store.expected,
-            self.cache.adder.batches,
+            self.cache.steps.adder.batches,
             validation_only=stats.validation_only,
         )
 

@@ -95,7 +95,8 @@ class StageClock:
             epochs: the epoch at which the fit ends, if known.
         """
         end = epochs or self.epoch + 1
-        later = (e for e in range(self.epoch, end) if self.plan.number_at(e, self.begun) != self.number)
+        number_at, begun = self.plan.number_at, self.begun
+        later = (e for e in range(self.epoch, end) if number_at(e, begun) != self.number)
         return max(1, next(later, end) - self.epoch)
 
     def end_stage(self) -> bool:

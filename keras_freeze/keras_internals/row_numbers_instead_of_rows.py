@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
-from keras_freeze.keras_internals.epoch_order import epoch_order
+from keras_freeze.keras_internals.epoch_order.draw_order import epoch_order
 
 Array = np.ndarray[Any, Any]
 Batch = Any
@@ -112,20 +112,13 @@ class ArrayFeed:
             numbers = np.arange(start, min(start + self.adapter.batch_size, len(self)))
             yield (numbers, *self.others_of(numbers))
 
-    def others_of(self, numbers: Array) -> tuple[Any, ...]:
+    def others_of(self, numbers: Array | slice) -> tuple[Any, ...]:
         """Returns targets and sample weights of rows, as Keras would pass them."""
-        taken: tuple[Any, ...] = keras.tree.map_structure(partial(self._taken, numbers), self.others)
-        return taken
+        take = partial(self._taken, numbers)
+        return tuple(keras.tree.map_structure(take, self.others))
 
-    def _taken(self, numbers: Array, leaf: Array | None) -> Any:
+    def _taken(self, numbers: Array | slice, leaf: Array | None) -> Any:
         return None if leaf is None else self.to_tensor(_as_fed(leaf[numbers]))
-
-    def other_tables(self) -> tuple[Any, ...]:
-        """Returns all targets and sample weights, in the dtype in which Keras would pass them."""
-        arrays: tuple[Any, ...] = keras.tree.map_structure(
-            lambda leaf: None if leaf is None else _as_fed(leaf), self.others
-        )
-        return arrays
 
     def _as_keras_does(self) -> Callable[[], Iterator[Batch]]:
         """Returns a function whose batches are row numbers, shuffled as Keras shuffles the rows.

@@ -11,7 +11,6 @@ import jax
 import keras
 import numpy as np
 
-from keras_freeze.feature_cache.backends.jax_step_loop import StepLoop, can_loop
 from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, moved
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
@@ -183,6 +182,18 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
 def to_table(array: np.ndarray[Any, Any]) -> Any:
     """Returns an array as a tensor on the device; on a CPU it may share the array's memory."""
     return jax.device_put(array, may_alias=True)
+
+
+def take(table: Any, rows: np.ndarray[Any, Any]) -> Any:
+    """Returns rows of a table."""
+    return jax.numpy.take(table, rows, axis=0, mode="clip")
+
+
+def free_device_memory() -> int | None:
+    """Returns the free bytes of the device, or None on a CPU, whose memory is the host's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else int(limit - stats["bytes_in_use"])
 
 
 def wait(tensors: Any) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
-from keras_freeze.feature_cache.backends.tensorflow_step_loop import StepLoop, can_loop
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.feature_cache.storage.memory_store import ALIGNED
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
@@ -172,6 +171,19 @@ def to_table(array: np.ndarray[Any, Any]) -> Any:
     if tf.config.list_logical_devices("GPU") or not aligned or not plain:
         return tf.convert_to_tensor(array)
     return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def take(table: Any, rows: np.ndarray[Any, Any]) -> Any:
+    """Returns rows of a table."""
+    return tf.gather(table, rows)
+
+
+def free_device_memory() -> int | None:
+    """Returns the free bytes of the device, or None on a CPU, whose memory is the host's.
+
+    TensorFlow doesn't tell how much memory a GPU has: 0, so that features stay in host memory.
+    """
+    return 0 if tf.config.list_logical_devices("GPU") else None
 
 
 def wait(tensors: Any) -> None:

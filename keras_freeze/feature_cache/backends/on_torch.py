@@ -10,8 +10,7 @@ import keras
 import numpy as np
 import torch
 
-from keras_freeze.feature_cache.backends import torch_generators
-from keras_freeze.feature_cache.backends.torch_step_loop import StepLoop, can_loop
+from keras_freeze.feature_cache.backends.torch_tape import random_generators
 from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, drawn
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
@@ -76,14 +75,14 @@ def _without_draws(function: Callable[[Any], Any], x: Any) -> Any:
 
     Keras' Dropout draws from these, which changes no Keras variable.
     """
-    before = torch_generators.states()
+    before = random_generators.states()
     try:
         features = function(x)
-        if not all(map(torch.equal, before, torch_generators.states())):
+        if not all(map(torch.equal, before, random_generators.states())):
             raise drawn()
         return features
     except NotCacheableError:
-        torch_generators.set_states(before)
+        random_generators.set_states(before)
         raise
 
 
@@ -171,6 +170,16 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
 def to_table(array: np.ndarray[Any, Any]) -> Any:
     """Returns an array as a tensor on the device; on a CPU they share memory."""
     return to_tensor(array)
+
+
+def take(table: Any, rows: np.ndarray[Any, Any]) -> Any:
+    """Returns rows of a table."""
+    return table.index_select(0, torch.from_numpy(rows).to(table.device))
+
+
+def free_device_memory() -> int | None:
+    """Returns the free bytes of the device, or None on a CPU, whose memory is the host's."""
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_initialized() else None
 
 
 def wait(tensors: Any) -> None:

@@ -40,6 +40,11 @@ class ServingCost:
         """True if the next batch should be measured, with nothing else running meanwhile."""
         return len(self.served) < MEASURED
 
+    @property
+    def is_known(self) -> bool:
+        """True if both were measured."""
+        return bool(self.prefix and self.served)
+
     def add_prefix(self, seconds: float, rows: int) -> None:
         """Adds a run of the prefix; the first one of a stage includes tracing and compiling."""
         if self.is_compiled:
@@ -56,7 +61,7 @@ class ServingCost:
         It doesn't see what the two cost besides: the prefix alone is called from Python, but as a
         part of a step it isn't.
         """
-        if not self.prefix or not self.served:
+        if not self.is_known:
             return True
         spared = statistics.median(self.prefix) - statistics.median(self.served)
         return rows * spared > CLEAR

@@ -75,8 +75,7 @@ class FeatureAdder:
         rows = self._rows(served, kind, x)
         if kind == self.features.checks.kind and self.batches and self.store.expected is None:
             self.store.expected = self.batches * rows.size
-        columns = self.features.of(rows, served, kind, state)
-        tensors = {name: self.backend.to_tensor(array) for name, array in columns.items()}
+        tensors = self.features.of(rows, served, kind, state)
         structure, specs = rows.specs()
         served.override.show(structure, specs)
         leaves = {str(place): rows.leaf(place) for place in served.shown(structure)}

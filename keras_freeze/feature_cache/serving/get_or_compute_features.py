@@ -15,6 +15,7 @@ from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChec
 from keras_freeze.feature_cache.checks.serving_cost import ServingCost
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, tell
 from keras_freeze.feature_cache.serving.batch_rows import Positions, Rows
+from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.storage.row_hashes import Key
@@ -32,6 +33,7 @@ class BatchFeatures:
 
     Args:
         store: stores the features.
+        tables: holds them on the device too, if it has its own memory.
         checks: decides when to compute known rows again.
         stats: counts hits and misses.
 
@@ -40,8 +42,15 @@ class BatchFeatures:
         was_known: whether the last batch was served without running the prefix.
     """
 
-    def __init__(self, store: MemoryStore, checks: ConsistencyChecks, stats: CacheStats):
+    def __init__(
+        self,
+        store: MemoryStore,
+        tables: DeviceTables,
+        checks: ConsistencyChecks,
+        stats: CacheStats,
+    ):
         self.store = store
+        self.tables = tables
         self.checks = checks
         self.stats = stats
         self.seen: set[Key] = set()
@@ -49,8 +58,8 @@ class BatchFeatures:
         self.was_known = False
         self.axes: dict[str, tuple[int, ...]] = {}  # in memory order, if that isn't C order
 
-    def of(self, rows: Rows, served: StageServer, kind: str, state: Any) -> Columns:
-        """Returns the features of the rows of a batch; computes those that aren't known.
+    def of(self, rows: Rows, served: StageServer, kind: str, state: Any) -> dict[str, Any]:
+        """Returns the features of the rows of a batch as tensors; computes those that aren't known.
 
         Args:
             rows: the rows of the batch.
@@ -82,8 +91,21 @@ class BatchFeatures:
         self.stats.hits += known - rows.first_asked()
         self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
         self.stats.base_passes = self.stats.misses / max(1, len(self.seen))
-        features = self._gathered(rows, missing, computed, served.part.columns)
-        return {name: self._laid_out(name, array) for name, array in features.items()}
+        if not wanted and (tensors := self._from_device(rows, served)) is not None:
+            return tensors
+        arrays = self._gathered(rows, missing, computed, served.part.columns)
+        laid_out = {name: self._laid_out(name, array) for name, array in arrays.items()}
+        return {name: served.backend.to_tensor(array) for name, array in laid_out.items()}
+
+    def _from_device(self, rows: Rows, served: StageServer) -> dict[str, Any] | None:
+        """Returns known features without a copy from host memory, if the device has them."""
+        slots = rows.slots[: rows.size]
+        chunk = self.tables.chunk_of(slots) if self.tables.on_device and not self.axes else None
+        tables = None if chunk is None else self.tables.columns(chunk, served.part.columns)
+        if chunk is None or tables is None:
+            return None
+        places = slots - self.store.starts[chunk]
+        return {name: served.backend.take(table, places) for name, table in tables.items()}
 
     def serve_known(
         self, rows: Rows, numbers: Array, served: StageServer, kind: str, state: Any

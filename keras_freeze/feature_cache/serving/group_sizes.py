@@ -89,7 +89,8 @@ class GroupSizes:
         if times.is_off or times.single is None or times.compiling is None:
             return False
         saved = GAIN * times.single * steps * epochs
-        return times.groups > 0 or saved > WORTH * times.compiling
+        ready = times.groups > 0 and epochs > 0
+        return ready or saved > WORTH * times.compiling
 
     def size(self, kind: str) -> int:
         """Returns how many steps the next group should have."""

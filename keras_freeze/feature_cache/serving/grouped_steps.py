@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_freeze.feature_cache.backends.tables import Tables
+from keras_freeze.feature_cache.backends.step_loops.batch_tables import Tables
 from keras_freeze.feature_cache.serving.batch_rows import NumberedRows
+from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
 from keras_freeze.feature_cache.serving.group_sizes import GroupSizes
 from keras_freeze.feature_cache.serving.stage_server import StageServer
@@ -36,20 +36,22 @@ class GroupedSteps:
 
     Args:
         features: the features of rows.
+        tables: features on the device.
         feeds: the arrays whose batches hold row numbers.
         backend: the module of the backend.
 
     Attributes:
-        alone: for "train" and "test", whether no other callback acts on batches.
+        sizes: decides how many steps a group has.
     """
 
-    def __init__(self, features: BatchFeatures, feeds: Feeds, backend: Any):
+    def __init__(self, features: BatchFeatures, tables: DeviceTables, feeds: Feeds, backend: Any):
         self.features = features
         self.store = features.store
         self.feeds = feeds
         self.backend = backend
+        self.tables = tables
+        self.of_epoch: dict[str, tuple[Tables, int]] = {}
         self.sizes = GroupSizes()
-        self.alone = {"train": False, "test": False}
 
     def begin_epoch(self, served: StageServer, kind: str, epochs: int) -> None:
         """Lets Keras' iterator yield groups in the next epoch, if that is possible and faster.
@@ -57,15 +59,15 @@ class GroupedSteps:
         Args:
             served: serves the running stage.
             kind: "train" or "test".
-            epochs: number of epochs until the end of the stage.
+            epochs: number of epochs until the end of the stage; 0 = no groups.
         """
         self.sizes.begin_epoch(kind)
+        self.of_epoch.pop(kind, None)
         feed = self.feeds.get(kind)
         if feed is None:
             return
         steps = len(feed) // feed.adapter.batch_size
-        wanted = self.alone[kind] and self.sizes.is_worth_it(kind, steps, epochs)
-        if wanted and self._is_possible(served, feed):
+        if self.sizes.is_worth_it(kind, steps, epochs) and self._is_possible(served, feed):
             put_groups(feed, lambda: self.sizes.size(kind))
         else:
             take_groups_back(feed)
@@ -78,9 +80,14 @@ class GroupedSteps:
             and served.can_loop
             and not self.features.axes
             and bool((feed.slots >= 0).all())
-            and self.store.chunk_of(feed.slots) is not None
+            and self.tables.chunk_of(feed.slots) is not None
+            and not self.tables.is_full
             and sum(leaf.nbytes for leaf in inputs) <= INPUTS
         )
+
+    def forget(self) -> None:
+        """Frees the tables of the running epoch."""
+        self.of_epoch.clear()
 
     def can_run(self, served: StageServer, kind: str, group: Group) -> bool:
         """Returns True if a group can run in one call."""
@@ -112,9 +119,8 @@ class GroupedSteps:
             )
             self.features.serve_known(rows, numbers, served, kind, state)
             served.override.show(*rows.specs())
-            chunk = self.store.chunk_of(feed.slots)
-            tables = self._tables(served, feed, chunk)
-            slots = feed.slots[numbers] - self.store.starts[chunk]
+            tables, start = self._tables(served, kind, feed)
+            slots = feed.slots[numbers] - start
             most = len(feed) // feed.adapter.batch_size
             result = served.loop(kind).run(state, tables, slots, numbers, most)
         served.lighter.wait()
@@ -122,20 +128,22 @@ class GroupedSteps:
         self.features.stats.grouped += len(group)
         return result
 
-    def _tables(self, served: StageServer, feed: ArrayFeed, chunk: int) -> Tables:
-        columns = {
-            name: chunks[chunk]
-            for name, chunks in self.store.columns.items()
-            if name.split(".")[0] in served.part.columns
-        }
+    def _tables(self, served: StageServer, kind: str, feed: ArrayFeed) -> tuple[Tables, int]:
+        """Returns the tables of the running epoch, and the slot of their first row."""
+        if kind not in self.of_epoch:
+            self.of_epoch[kind] = self._made(served, feed)
+        return self.of_epoch[kind]
+
+    def _made(self, served: StageServer, feed: ArrayFeed) -> tuple[Tables, int]:
+        chunk = self.tables.chunk_of(feed.slots)
+        features = None if chunk is None else self.tables.columns(chunk, served.part.columns)
+        if chunk is None or features is None:
+            raise CannotGroupError
         to_table = self.backend.to_table
-        features = {name: to_table(array) for name, array in columns.items()}
         everything = np.arange(len(feed))
         leaves = {
             str(place): to_table(feed.rows(place, everything))
             for place in served.shown(feed.structure)
         }
-        others = keras.tree.map_structure(
-            lambda array: None if array is None else to_table(array), feed.other_tables()
-        )
-        return Tables(features, leaves, others)
+        tables = Tables(features, leaves, feed.others_of(slice(None)))
+        return tables, self.store.starts[chunk]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -69,6 +70,9 @@ class StageServer:
         self.is_faster_together = self.is_trusted and backend.is_faster_together(cached_model.model)
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
+        self.step_loops = importlib.import_module(
+            f"keras_freeze.feature_cache.backends.step_loops.on_{keras.backend.backend()}"
+        )
         self._loops: dict[str, Any] = {}
 
     def _hidden(self) -> list[Patch]:
@@ -111,7 +115,7 @@ class StageServer:
     def can_loop(self) -> bool:
         """True if many steps can run in one compiled call, as fast as one by one."""
         model = self.cached_model.model
-        return not has_own_functions(model) and self.backend.can_loop(model, self._others())
+        return not has_own_functions(model) and self.step_loops.can_loop(model, self._others())
 
     def _others(self) -> list[Layer]:
         """Returns the layers and models that aren't part of the prefix."""
@@ -122,7 +126,7 @@ class StageServer:
         """Returns the `StepLoop` that runs groups of train or test steps."""
         if kind not in self._loops:
             arguments = self.function(kind), self.lighter, self._others()
-            self._loops[kind] = self.backend.StepLoop(*arguments)
+            self._loops[kind] = self.step_loops.StepLoop(*arguments)
         return self._loops[kind]
 
     def salt(self, kind: str) -> bytes:

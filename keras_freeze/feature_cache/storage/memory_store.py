@@ -106,7 +106,7 @@ class MemoryStore:
             return None
         low, high = int(slots.min()), int(slots.max())
         chunk = int(np.searchsorted(self.starts, low, side="right")) - 1
-        return chunk if 0 <= low and high < self.starts[chunk + 1] else None
+        return chunk if low >= 0 and high < self.starts[chunk + 1] else None
 
     def keep_only(self, columns: Iterable[str]) -> None:
         """Frees the memory of all other columns."""
@@ -120,7 +120,8 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + ALIGNED, np.uint8)
     start = -raw.ctypes.data % ALIGNED
-    return raw[start : start + size].view(dtype).reshape(shape)
+    array: Array = raw[start : start + size].view(dtype).reshape(shape)
+    return array
 
 
 def _row_bytes(array: Array) -> int:

@@ -22,9 +22,8 @@ def to_graph(
         inputs: the numbers of the function's arguments.
         outputs: the function's result, with slots for tensors.
     """
-    held = list(
-        {id(tensor): tensor for one in operations for tensor in _outside([one.args, one.kwargs])}.values()
-    )
+    given = [(one.args, one.kwargs) for one in operations]
+    held = list({id(tensor): tensor for tensor in _outside(given)}.values())
     builder = _Builder(inputs, held)
     for one in operations:
         builder.call(one)

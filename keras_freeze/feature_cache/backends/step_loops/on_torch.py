@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import torch
 
-from keras_freeze.feature_cache.backends import torch_generators
-from keras_freeze.feature_cache.backends.tables import Tables
+from keras_freeze.feature_cache.backends.step_loops.batch_tables import Tables
+from keras_freeze.feature_cache.backends.torch_tape import random_generators
 from keras_freeze.feature_cache.backends.torch_tape.operations_to_graph import to_graph
 from keras_freeze.feature_cache.backends.torch_tape.record_step import StepRecord, record_step
 from keras_freeze.keras_internals.code_of_step import is_all_of_keras, settings_of, step_objects
@@ -56,8 +56,8 @@ class StepLoop:
         rows = [torch.from_numpy(array.astype(np.int64)).to(device) for array in (slots, numbers)]
         self._follow_changes()
         with torch.no_grad():
-            for place, pair in enumerate(zip(*rows, strict=True)):
-                batch = tables.batch(*pair, _take)
+            for place, (places, of_others) in enumerate(zip(*rows, strict=True)):
+                batch = tables.batch(places, of_others, _take)
                 result = self._step(batch, is_last=place + 1 == len(slots))
         return result
 
@@ -102,15 +102,15 @@ class StepLoop:
         """Runs a step both ways, and keeps the effect of Keras' own."""
         assert self.replay is not None
         changed = self.replay.record.changed
-        before, drawn = _copies(changed), torch_generators.states()
+        before, drawn = _copies(changed), random_generators.states()
         replayed = [self.replay.run(tensors, results=True), _copies(changed)]
-        draws = torch_generators.states()
+        draws = random_generators.states()
         for tensor, value in zip(changed, before, strict=True):
             tensor.copy_(value)
-        torch_generators.set_states(drawn)
+        random_generators.set_states(drawn)
         result = self._plain(batch)
         same = _are_same(replayed, [result, changed])
-        self.replay.is_proven = same and _are_same(draws, torch_generators.states())
+        self.replay.is_proven = same and _are_same(draws, random_generators.states())
         self.is_plain = not self.replay.is_proven
         return result
 

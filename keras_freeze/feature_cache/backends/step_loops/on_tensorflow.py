@@ -9,7 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_freeze.feature_cache.backends.tables import Tables, is_convolution, padded
+from keras_freeze.feature_cache.backends.step_loops.batch_tables import (
+    Tables,
+    is_convolution,
+    padded,
+)
 
 Array = np.ndarray[Any, Any]
 

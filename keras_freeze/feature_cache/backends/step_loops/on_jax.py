@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from keras_freeze.feature_cache.backends.tables import Tables, is_convolution, padded
+from keras_freeze.feature_cache.backends.step_loops.batch_tables import (
+    Tables,
+    is_convolution,
+    padded,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -19,7 +23,7 @@ class StepLoop:
     """Runs groups of steps of one stage. It is compiled once for groups of all lengths.
 
     Args:
-        function: the model's train or test function. What JAX traced for single steps is used again.
+        function: the model's train or test function. It was traced for single steps already.
         lighter: passes only the variables that the steps use.
         layers: unused: the layers and models that may run in a step.
     """

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_freeze.feature_cache.cutting.prefix_and_tail import Features
-
 Tensor = Any
 
 
@@ -22,11 +20,13 @@ class Tables(NamedTuple):
         others: the targets, and the sample weights or None.
     """
 
-    features: Features
+    features: dict[str, Tensor]
     leaves: dict[str, Tensor]
     others: tuple[Any, ...]
 
-    def batch(self, slots: Tensor, numbers: Tensor, take: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    def batch(
+        self, slots: Tensor, numbers: Tensor, take: Callable[[Tensor, Tensor], Tensor]
+    ) -> Any:
         """Returns a batch for a step: (features, inputs, targets, sample weights).
 
         Args:

@@ -1,0 +1,1 @@
+"""Draws the order of the rows in each epoch."""
