@@ -7,6 +7,7 @@ thresholds by which that is decided.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,7 @@ def test_weights_of_samples():
     )
 
 
+@pytest.mark.one_backend
 def test_weights_of_classes():
     data = X, np.arange(44) % 2
     compare(data=data, class_weight={0: 0.5, 1: 2.0}, compile={"loss": "binary_crossentropy"})
@@ -217,6 +219,7 @@ def test_a_setting_that_a_callback_changes():
     ],
     ids=["nan", "lambda", "checkpoint"],
 )
+@pytest.mark.one_backend
 def test_callbacks_that_act_on_batches_see_each(callback: Callable[[], Any]):
     compare(callbacks=lambda: [callback()], runs=False)
 
@@ -228,6 +231,7 @@ def test_what_runs_step_by_step(options: dict[str, Any]):
     compare(runs=False, compile=options, exact=False)
 
 
+@pytest.mark.one_backend
 def test_the_order_within_batches_alone_is_random():
     compare(runs=False, shuffle="batch")
 
@@ -248,6 +252,7 @@ def test_compiled_steps():
     compare(compile={"jit_compile": True}, exact=False)
 
 
+@pytest.mark.one_backend
 def test_the_progress_bar_counts_true_steps(capsys: pytest.CaptureFixture[str]):
     fitted(grouped=True, verbose=1)
     shown = capsys.readouterr().out
@@ -286,9 +291,47 @@ def test_a_train_function_that_a_callback_makes_is_refused_in_the_epoch():
     compare(callbacks=lambda: [Makes()])
 
 
+def test_steps_that_cannot_be_traced_in_a_loop_run_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    loops = {"jax": "jax.lax.fori_loop", "tensorflow": "tensorflow.while_loop"}
+    if BACKEND not in loops:
+        pytest.skip("PyTorch records a single step")
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise TypeError("a value has another dtype after a step")
+
+    monkeypatch.setattr(loops[BACKEND], refused)
+    compare(runs=False)
+
+
+def test_features_on_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    """A table of the device is used for single steps too. Here the "device" is the CPU."""
+    backend = importlib.import_module(f"keras_freeze.feature_cache.backends.on_{BACKEND}")
+    taken = []
+
+    def take(table: Any, rows: Any) -> Any:
+        taken.append(len(rows))
+        return original(table, rows)
+
+    original = backend.take
+    monkeypatch.setattr(backend, "take", take)
+    expected, _ = fitted(grouped=False, stages={3: "b3"})
+    assert not taken
+    monkeypatch.setattr(backend, "free_device_memory", lambda: 10**9)
+    found, cache = fitted(grouped=False, stages={3: "b3"})
+    assert taken
+    assert cache.stats.base_passes == 1.0
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=str(name))
+    taken.clear()
+    monkeypatch.setattr(backend, "free_device_memory", lambda: 8)  # bytes: no table fits
+    assert fitted(grouped=False)[0]["loss"][:3] == expected["loss"][:3]
+    compare(runs=False)
+    assert not taken
+
+
 @settings(max_examples=25 if BACKEND == "torch" else 5)
 @given(
-    full=st.integers(2, 6),
+    full=st.integers(3, 6),
     batch=st.integers(1, 6),
     rest=st.integers(0, 5),
     shuffle=st.booleans(),

@@ -107,25 +107,26 @@ class BatchFeatures:
         places = slots - self.store.starts[chunk]
         return {name: served.backend.take(table, places) for name, table in tables.items()}
 
-    def serve_known(
-        self, rows: Rows, numbers: Array, served: StageServer, kind: str, state: Any
-    ) -> None:
-        """Counts a group of batches whose rows are all known, and checks some of them if due.
-
-        Args:
-            rows: the rows of the first batch.
-            numbers: the row numbers of all batches, (batches, rows).
-            served: serves the running stage.
-            kind: "train" or "test".
-            state: the arguments of the step before the data.
+    def check_if_due(self, rows: Rows, served: StageServer, kind: str, state: Any) -> None:
+        """Computes a few rows of a batch again, if a check is due. All its rows are known.
 
         Raises:
             NotCacheableError: cached features are wrong.
         """
         if self.checks.wants_check(kind, served.is_trusted):
             self._check(rows, served, kind, state)
+
+    def count_known(self, rows: Rows, numbers: Array, kind: str) -> None:
+        """Counts a group of batches whose rows are all known.
+
+        Args:
+            rows: the rows of its first batch.
+            numbers: the row numbers of all batches, (batches, rows).
+            kind: "train" or "test".
+        """
         self.checks.count(kind, numbers.size, 0)
         self.stats.hits += numbers.size - rows.first_asked(numbers)
+        self.stats.grouped += len(numbers)
 
     def _laid_out(self, column: str, array: Array) -> Array:
         """Restores the prefix's memory order: PyTorch draws random masks in that order."""

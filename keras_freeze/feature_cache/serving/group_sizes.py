@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
-TRIED = 4  # steps of each of the first two groups
+TRIED = 4  # most steps of each of the first groups, until one was measured
 CALL = 0.5  # seconds that a group should take at most, so that the progress bar moves
 GAIN = 0.5  # share of a step's time that a group is expected to save
 WORTH = 1.5  # seconds saved for each second of compiling
@@ -44,9 +44,12 @@ class GroupSizes:
 
     def begin_stage(self) -> None:
         self.times = {"train": StepTimes(), "test": StepTimes()}
+        self.tried = TRIED
 
-    def begin_epoch(self, kind: str) -> None:
+    def begin_epoch(self, kind: str, steps: int) -> None:
+        """Begins an epoch of so many steps."""
         self.times[kind].steps = 0
+        self.tried = min(TRIED, max(1, steps // 4))
 
     def add_single(self, kind: str, seconds: float, *, known: bool) -> None:
         """Adds a step that ran alone.
@@ -97,7 +100,7 @@ class GroupSizes:
         times = self.times[kind]
         if times.is_off:
             return 1
-        return TRIED if times.grouped is None else max(1, int(CALL / times.grouped))
+        return self.tried if times.grouped is None else max(1, int(CALL / times.grouped))
 
 
 def is_slower(times: StepTimes) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_freeze.feature_cache.backends.step_loops.batch_tables import Tables
+from keras_freeze.feature_cache.backends.step_loops.batch_tables import CannotLoopError, Tables
 from keras_freeze.feature_cache.serving.batch_rows import NumberedRows
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
@@ -25,10 +25,6 @@ from keras_freeze.keras_internals.temporary_attributes import attributes
 
 Array = np.ndarray[Any, Any]
 INPUTS = 1 << 26  # bytes of the inputs that the layers after the cut may read
-
-
-class CannotGroupError(Exception):
-    """The steps can't run in a compiled loop."""
 
 
 class GroupedSteps:
@@ -52,6 +48,7 @@ class GroupedSteps:
         self.tables = tables
         self.of_epoch: dict[str, tuple[Tables, int]] = {}
         self.sizes = GroupSizes()
+        self.running: tuple[int, float] | None = None  # steps of the last group, and its start
 
     def begin_epoch(self, served: StageServer, kind: str, epochs: int) -> None:
         """Lets Keras' iterator yield groups in the next epoch, if that is possible and faster.
@@ -61,12 +58,13 @@ class GroupedSteps:
             kind: "train" or "test".
             epochs: number of epochs until the end of the stage; 0 = no groups.
         """
-        self.sizes.begin_epoch(kind)
+        self.running = None
         self.of_epoch.pop(kind, None)
         feed = self.feeds.get(kind)
         if feed is None:
             return
         steps = len(feed) // feed.adapter.batch_size
+        self.sizes.begin_epoch(kind, steps)
         if self.sizes.is_worth_it(kind, steps, epochs) and self._is_possible(served, feed):
             put_groups(feed, lambda: self.sizes.size(kind))
         else:
@@ -106,27 +104,36 @@ class GroupedSteps:
 
         Raises:
             NotCacheableError: cached features are wrong.
-            CannotGroupError: the step can't run in a loop. Nothing has changed.
+            CannotLoopError: the steps can't run in a loop. Nothing has changed.
         """
         group: Group = args[-1]
         feed, numbers = group.feed, group.numbers
         state = self.backend.state_of(args)
-        began = time.perf_counter()
+        self._measure_last(served, kind)
+        self.running = len(group), time.perf_counter()
         served.override.check_used()
         with attributes(served.patches):
             rows = NumberedRows(
                 numbers[0], feed, served.places(feed.structure), self.store, self.backend
             )
-            self.features.serve_known(rows, numbers, served, kind, state)
-            served.override.show(*rows.specs())
             tables, start = self._tables(served, kind, feed)
             slots = feed.slots[numbers] - start
+            self.features.check_if_due(rows, served, kind, state)
+            served.override.show(*rows.specs())
             most = len(feed) // feed.adapter.batch_size
             result = served.loop(kind).run(state, tables, slots, numbers, most)
-        served.lighter.wait()
-        self.sizes.add_group(kind, len(group), time.perf_counter() - began)
-        self.features.stats.grouped += len(group)
+        self.features.count_known(rows, numbers, kind)
         return result
+
+    def _measure_last(self, served: StageServer, kind: str) -> None:
+        """Waits for the last group of this epoch, and notes what it took.
+
+        Not right after it was started: on JAX, Ctrl-C would leave Keras without the new state.
+        """
+        if self.running is not None:
+            steps, began = self.running
+            served.lighter.wait()
+            self.sizes.add_group(kind, steps, time.perf_counter() - began)
 
     def _tables(self, served: StageServer, kind: str, feed: ArrayFeed) -> tuple[Tables, int]:
         """Returns the tables of the running epoch, and the slot of their first row."""
@@ -138,7 +145,7 @@ class GroupedSteps:
         chunk = self.tables.chunk_of(feed.slots)
         features = None if chunk is None else self.tables.columns(chunk, served.part.columns)
         if chunk is None or features is None:
-            raise CannotGroupError
+            raise CannotLoopError("the device lacks memory for the features")
         to_table = self.backend.to_table
         everything = np.arange(len(feed))
         leaves = {

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from keras_freeze.feature_cache.backends.step_loops.batch_tables import CannotLoopError
 from keras_freeze.feature_cache.checks.compare_step_times import StepTrial
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.feature_cache.serving.add_features_to_batch import FeatureAdder
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
-from keras_freeze.feature_cache.serving.grouped_steps import CannotGroupError, GroupedSteps
+from keras_freeze.feature_cache.serving.grouped_steps import GroupedSteps
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.keras_internals.group_batches import Group
@@ -126,7 +127,7 @@ class StepRunner:
                 return self.grouped.run(served, kind, args)
             except NotCacheableError as error:
                 self.stop(error, kind)
-            except CannotGroupError:
+            except CannotLoopError:
                 self.grouped.sizes.stop(kind)
         before = args[:-1]
         for batch in args[-1].one_by_one():

@@ -11,6 +11,10 @@ import numpy as np
 Tensor = Any
 
 
+class CannotLoopError(Exception):
+    """The steps can't run in one call. Nothing has changed: they can run one by one."""
+
+
 class Tables(NamedTuple):
     """All rows of the arrays that make up the batches, as tensors (rows, ...).
 

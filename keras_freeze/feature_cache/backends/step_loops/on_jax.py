@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_freeze.feature_cache.backends.step_loops.batch_tables import (
+    CannotLoopError,
     Tables,
     is_convolution,
     padded,
 )
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 
 Array = np.ndarray[Any, Any]
 
@@ -30,6 +32,7 @@ class StepLoop:
 
     def __init__(self, function: Callable[..., Any], lighter: Any, layers: Any):
         self.lighter = lighter
+        self.is_traced = False
         self.steps = jax.jit(partial(_steps, function), donate_argnums=0)
 
     def run(
@@ -43,13 +46,27 @@ class StepLoop:
             slots: rows of the features in each batch, (batches, rows).
             numbers: rows of the other arrays in each batch.
             most: number of batches in the longest group.
+
+        Raises:
+            CannotLoopError: the step can't be traced in a loop.
         """
         rows = padded(slots, most), padded(numbers, most), len(slots)
 
         def run(state: Any, _: Any) -> Any:
+            if not self.is_traced:
+                self._trace(state, tables, *rows)
             return self.steps(state, tables, *rows)
 
         return self.lighter.step(run, state, [])
+
+    def _trace(self, *arguments: Any) -> None:
+        try:
+            self.steps.eval_shape(*arguments)
+        except NotCacheableError:
+            raise
+        except Exception as error:  # such as a value of another dtype after a step
+            raise CannotLoopError from error
+        self.is_traced = True
 
 
 def _steps(

@@ -10,10 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_freeze.feature_cache.backends.step_loops.batch_tables import (
+    CannotLoopError,
     Tables,
     is_convolution,
     padded,
 )
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +45,9 @@ class StepLoop:
             slots: rows of the features in each batch, (batches, rows).
             numbers: rows of the other arrays in each batch.
             most: number of batches in the longest group. XLA compiles for each number of rows.
+
+        Raises:
+            CannotLoopError: the step can't be traced in a loop.
         """
         # Keras weighs the losses of several outputs by a batch size that is known.
         size = keras.tree.flatten(state[0])[0].shape[0]
@@ -50,7 +55,12 @@ class StepLoop:
         tensors = [leaf for leaf in leaves if leaf is not None]
         key = (size, *[(tuple(tensor.shape), tensor.dtype) for tensor in tensors])
         if key not in self.traced:
-            self.traced[key] = self._trace(tables, tensors, size)
+            try:
+                self.traced[key] = self._trace(tables, tensors, size)
+            except NotCacheableError:
+                raise
+            except Exception as error:  # such as a value of another dtype after a step
+                raise CannotLoopError from error
         rows = padded(slots, most), padded(numbers, most), np.int32(len(slots))
         return self.traced[key](*map(tf.constant, rows), *tensors)
 
