@@ -142,6 +142,28 @@ def costs() -> str:
     return table(head, rows)
 
 
+def head_epochs() -> str:
+    """Returns the time of a head's epoch on cached features, against Keras' on the same features."""
+    rows = []
+    files = {f"{backend}.json": label for backend, label in BACKENDS.items()}
+    files["tensorflow_jit.json"] = "TensorFlow, `jit_compile=True`"
+    for name, label in files.items():
+        for one in load(f"head_epochs_{name}")["results"]:
+            rows.append(
+                [
+                    f"{one['rows']:,} x {one['width']:,}",
+                    label,
+                    "yes" if one["shuffle"] else "no",
+                    f"{1e3 * one['features']:.1f} ms",
+                    f"{1e3 * one['ours']:.1f} ms",
+                    _times(one["ratio"]),
+                    f"{one['difference']:.0e}" if one["difference"] else "0",
+                ]
+            )
+    head = ["features", "backend", "shuffled", "Keras", "ours", "Keras / ours", "difference"]
+    return table(head, sorted(rows, key=lambda row: len(row[0])))
+
+
 def plot() -> Any:
     """Returns a plot of each workload's eta, by backend."""
     from matplotlib.figure import Figure

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_freeze.errors import FreezeError
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import (
     ArrayFeed,
     Batch,
@@ -53,7 +54,7 @@ class Group:
 
     def __next__(self) -> Batch:
         # A step function of Keras would train on the first batch of the group, and skip the others.
-        raise RuntimeError(
+        raise FreezeError(
             "A callback replaced the model's `train_function` or `test_function` within an epoch, "
             "in which keras_freeze runs several steps in one call. Replace it in `on_epoch_begin`."
         )
