@@ -143,7 +143,7 @@ def costs() -> str:
 
 
 def head_epochs() -> str:
-    """Returns the time of a head's epoch on cached features, against Keras' on the same features."""
+    """Returns the time of a head's epoch on cached features, and on features in memory."""
     rows = []
     files = {f"{backend}.json": label for backend, label in BACKENDS.items()}
     files["tensorflow_jit.json"] = "TensorFlow, `jit_compile=True`"
