@@ -2,6 +2,7 @@
 
     KERAS_BACKEND=jax python benchmarks/two_phase.py [--small] [--repeats 3] [--only NAME ...]
                                                      [--paths stock limit ours] [--once stock]
+                                                     [--shuffle]
                                                      [--output FILE.json] [--plot FILE.png]
 
 All paths run in one process, in turns. Each uses a fresh model with equal weights, and the same
@@ -202,13 +203,23 @@ class EpochTimes(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self.began)
 
 
+@dataclass
+class Shuffles:
+    """Whether each `fit` shuffles. Without, two fits and one get the same batches."""
+
+    on: bool = False
+
+
+shuffles = Shuffles()
+
+
 def fit(model: Any, train: Any, val: Any, batch: int, epochs: int, callbacks: Any = ()) -> Any:
     done = model.fit(
         *train,
         validation_data=val,
         batch_size=batch,
         epochs=epochs,
-        shuffle=False,  # so that two fits and one get the same batches
+        shuffle=shuffles.on,
         verbose=0,
         callbacks=list(callbacks),
     )
@@ -302,9 +313,12 @@ def main() -> None:
     parser.add_argument("--paths", nargs="+", choices=list(PATHS), default=list(PATHS))
     once = "paths that run in the first repeat alone, as they take long"
     parser.add_argument("--once", nargs="+", choices=list(PATHS), default=[], help=once)
+    shuffle = "shuffle as Keras does by default; two fits and one then get other batches"
+    parser.add_argument("--shuffle", action="store_true", help=shuffle)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    shuffles.on = options.shuffle
     if options.plot and "stock" not in options.paths:
         parser.error("--plot shows times relative to the path 'stock': put it into --paths")
     results: dict[str, Any] = {"machine": machine(), "repeats": options.repeats}
