@@ -46,6 +46,8 @@ gc.freeze()
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "run tests on this backend too that don't depend on it"
     parser.addoption("--every-test", action="store_true", help=text)
+    text = "run steps in groups wherever possible, although small models don't gain by it"
+    parser.addoption("--in-groups", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,6 +77,18 @@ def _runs_here(item: pytest.Item) -> bool:
 def _same_seed():
     """Each test starts from the same seed. (`clear_session` collects garbage: 0.3 s per test.)"""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _in_groups(pytestconfig: pytest.Config):
+    if not pytestconfig.option.in_groups:
+        yield
+        return
+    from tests.in_groups import always_in_groups
+
+    with pytest.MonkeyPatch.context() as patch:
+        always_in_groups(patch)
+        yield
 
 
 def pytest_report_header() -> str:

@@ -18,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, Stage
-from keras_freeze.feature_cache.checks import serving_cost
-from keras_freeze.feature_cache.serving import group_sizes
 from tests import builders
 from tests.builders import BACKEND
+from tests.in_groups import always_in_groups
 
 L = keras.layers
 X, Y = builders.data(44)
@@ -31,10 +30,7 @@ EPOCHS = 5
 @pytest.fixture(autouse=True, scope="module")
 def _always_worth_it():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving_cost, "CLEAR", -1e9)
-        patch.setattr(serving_cost, "MEASURED", 1)
-        patch.setattr(group_sizes, "WORTH", 0.0)
-        patch.setattr(group_sizes, "is_slower", lambda times: False)
+        always_in_groups(patch)
         yield
 
 

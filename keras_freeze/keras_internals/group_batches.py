@@ -73,13 +73,20 @@ def can_group(feed: ArrayFeed) -> bool:
 
 
 def put_groups(feed: ArrayFeed, size: Callable[[], int]) -> None:
-    """Makes the feed's iterator yield groups in the next epochs.
+    """Makes the feed's iterator yield groups when it is next iterated over, which `fit` does.
+
+    Anybody else who iterates over it later gets batches.
 
     Args:
         feed: a feed that Keras' iterator already uses.
         size: returns how many batches the next group should have.
     """
-    feed.epoch_iterator._enumerate_iterator = lambda: _groups(feed, size)
+
+    def groups() -> Iterator[tuple[int, int, Group]]:
+        take_groups_back(feed)
+        return _groups(feed, size)
+
+    feed.epoch_iterator._enumerate_iterator = groups
     feed.wake()
 
 
