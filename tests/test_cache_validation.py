@@ -228,10 +228,10 @@ def test_a_layer_of_ones_own_that_does_something_else_in_training():
 # Data sources, other callbacks
 
 
-def batches() -> Any:
+def same_batch() -> Any:
+    """On TensorFlow, each validation loses the batches that it had prefetched: any number."""
     while True:
-        for start in range(0, 12, 4):
-            yield VAL[0][start : start + 4], VAL[1][start : start + 4]
+        yield VAL
 
 
 def test_a_validation_in_some_epochs_only():
@@ -245,8 +245,8 @@ def test_validation_split():
 
 
 def test_validation_by_a_generator():
-    run = Run(sequential, frozen=lambda: new_source(run, batches()))
-    run.options = {"validation_steps": 3}
+    run = Run(sequential, frozen=lambda: new_source(run, same_batch()))
+    run.options = {"validation_steps": 1}
     check_validation(run, "'noise' ")
 
 
