@@ -1,6 +1,6 @@
 """Epochs of a head on cached features, against Keras' own `fit` on the same features.
 
-    KERAS_BACKEND=jax python benchmarks/head_epochs.py [--epochs 30] [--repeats 3] [--jit]
+    KERAS_BACKEND=jax python benchmarks/head_epochs.py [--epochs 40] [--repeats 3] [--jit]
                                                        [--output FILE.json]
 
 Both paths run in one process, in turns, with equal heads (a Dense of 10 classes), data, order and
@@ -99,7 +99,7 @@ def compare(rows: int, width: int, *, shuffle: bool, epochs: int, jit: bool) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--jit", action="store_true", help="compile with jit_compile=True")
     parser.add_argument("--output", type=Path)

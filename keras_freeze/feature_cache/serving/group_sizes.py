@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 TRIED = 4  # most steps of each of the first groups, until one was measured
 CALL = 0.5  # seconds that a group should take at most, so that the progress bar moves
-GAIN = 0.5  # share of a step's time that a group is expected to save
-WORTH = 1.5  # seconds saved for each second of compiling
+GAIN = 0.6  # share of a step's time that a group is expected to save
+WORTH = 1.0  # seconds saved for each second of the first step; a loop compiles in half of that
+KEPT = 31  # steps of which the median is taken, as some compile for another batch size
 
 
 @dataclass
@@ -18,18 +21,22 @@ class StepTimes:
 
     Attributes:
         compiling: seconds of the first step, most of which traces and compiles it.
-        single: seconds of a step that runs alone, with all that `fit` does between two steps.
+        alone: seconds of steps that ran alone, with all that `fit` does between two steps.
         grouped: seconds of a step in a group.
         is_off: whether groups are of no use in this stage.
     """
 
     compiling: float | None = None
-    single: float | None = None
+    alone: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
     grouped: float | None = None
     is_off: bool = False
     groups: int = 0  # run so far in this stage
-    steps: int = 0  # run alone one after the other in this epoch, the first one included
-    began: float = 0.0  # when the first of them ended
+    last: float | None = None  # when the last step ended that ran alone in this epoch
+
+    @property
+    def single(self) -> float | None:
+        """The median seconds of a step that runs alone."""
+        return statistics.median(self.alone) if self.alone else None
 
 
 class GroupSizes:
@@ -48,7 +55,7 @@ class GroupSizes:
 
     def begin_epoch(self, kind: str, steps: int) -> None:
         """Begins an epoch of so many steps."""
-        self.times[kind].steps = 0
+        self.times[kind].last = None
         self.tried = min(TRIED, max(1, steps // 4))
 
     def add_single(self, kind: str, seconds: float, *, known: bool) -> None:
@@ -62,11 +69,9 @@ class GroupSizes:
         times, now = self.times[kind], time.perf_counter()
         if times.compiling is None:
             times.compiling = seconds
-        if not known or times.steps == 0:
-            times.steps, times.began = 0, now
-        else:
-            times.single = (now - times.began) / times.steps
-        times.steps += 1
+        if known and times.last is not None:
+            times.alone.append(now - times.last)
+        times.last = now
 
     def add_group(self, kind: str, steps: int, seconds: float) -> None:
         """Adds a group that took `seconds`; the first one is mostly compiled."""
@@ -89,9 +94,10 @@ class GroupSizes:
             epochs: number of epochs until the end of the stage.
         """
         times = self.times[kind]
-        if times.is_off or times.single is None or times.compiling is None:
+        single = times.single
+        if times.is_off or single is None or times.compiling is None:
             return False
-        saved = GAIN * times.single * steps * epochs
+        saved = GAIN * single * steps * epochs
         ready = times.groups > 0 and epochs > 0
         return ready or saved > WORTH * times.compiling
 
@@ -105,6 +111,5 @@ class GroupSizes:
 
 def is_slower(times: StepTimes) -> bool:
     """Returns True if a step in a group takes longer than one that runs alone."""
-    if times.grouped is None or times.single is None:
-        return False
-    return times.grouped > times.single
+    single = times.single
+    return times.grouped is not None and single is not None and times.grouped > single
