@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, Stage
+from keras_freeze.feature_cache.serving import group_sizes
+from keras_freeze.feature_cache.serving.group_sizes import GroupSizes
 from tests import builders
 from tests.builders import BACKEND
 from tests.in_groups import always_in_groups
@@ -25,6 +27,7 @@ from tests.in_groups import always_in_groups
 L = keras.layers
 X, Y = builders.data(44)
 EPOCHS = 5
+IS_SLOWER = group_sizes.is_slower
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,6 +101,64 @@ def compare(make: Any = builders.nested, *, runs: bool = True, exact: bool = Tru
         rtol, atol = (0.0, 0.0) if exact else (1e-5, 1e-6)
         np.testing.assert_allclose(found[name], values, rtol=rtol, atol=atol, err_msg=name)
     return cache
+
+
+class Clock:
+    """A clock that only advances when told to."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def sizes_after(*steps: float, first: float, known: bool = True) -> GroupSizes:
+    """Returns the sizes of groups after an epoch of steps that took so many seconds."""
+    clock, sizes = Clock(), GroupSizes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_sizes, "time", clock)
+        sizes.begin_epoch("train", len(steps) + 1)
+        for seconds in (first, *steps):
+            clock.now += seconds
+            sizes.add_single("train", seconds, known=known)
+    return sizes
+
+
+@pytest.mark.one_backend
+def test_groups_begin_when_they_save_more_than_they_cost():
+    sizes = sizes_after(*[0.01] * 9, first=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_sizes, "WORTH", 1.0)
+        assert not sizes.is_worth_it("train", steps=10, epochs=10)  # 0.6 s against 1 s
+        assert sizes.is_worth_it("train", steps=10, epochs=20)
+        assert not sizes.is_worth_it("test", steps=10, epochs=20)  # unknown
+
+
+@pytest.mark.one_backend
+def test_a_step_that_compiles_or_computes_features_is_not_counted():
+    assert sizes_after(*[0.01] * 8, 5.0, first=1.0).times["train"].single == pytest.approx(0.01)
+    assert sizes_after(*[0.01] * 8, first=1.0, known=False).times["train"].single is None
+
+
+@pytest.mark.one_backend
+def test_a_group_takes_half_a_second_at_most():
+    sizes = sizes_after(*[0.01] * 9, first=1.0)
+    assert sizes.size("train") == 2  # of ten steps
+    sizes.add_group("train", 2, 3.0)  # compiled
+    sizes.add_group("train", 2, 0.02)
+    assert sizes.size("train") == 50
+
+
+@pytest.mark.one_backend
+@pytest.mark.parametrize("seconds", [0.005, 0.02])
+def test_groups_that_are_slower_end(seconds: float):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_sizes, "is_slower", IS_SLOWER)
+        sizes = sizes_after(*[0.01] * 9, first=1.0)
+        for took in (3.0, 4 * seconds, 4 * seconds):
+            sizes.add_group("train", 4, took)
+        assert sizes.times["train"].is_off is (seconds > 0.01)
+        assert sizes.is_worth_it("train", steps=10, epochs=20) is (seconds < 0.01)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
