@@ -94,10 +94,10 @@ class StageClock:
         Args:
             epochs: the epoch at which the fit ends, if known.
         """
-        end = epochs or self.epoch + 1
-        number_at, begun = self.plan.number_at, self.begun
-        later = (e for e in range(self.epoch, end) if number_at(e, begun) != self.number)
-        return max(1, next(later, end) - self.epoch)
+        planned = [s.at for s in self.plan.schedule or () if isinstance(s.at, int)]
+        later = [at for at in (*planned, *self.begun.values()) if at > self.epoch]
+        starts = [at for at in later if self.plan.number_at(at, self.begun) != self.number]
+        return max(1, min([epochs or 0, *starts]) - self.epoch)
 
     def end_stage(self) -> bool:
         """Lets the next stage begin after the running epoch; returns False if there is none."""

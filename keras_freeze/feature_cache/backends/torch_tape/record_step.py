@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from keras_freeze.feature_cache.backends.torch_tape.record_tape import Recorder
 from keras_freeze.feature_cache.backends.torch_tape.remove_dead_operations import (
@@ -28,6 +29,7 @@ from keras_freeze.feature_cache.backends.torch_tape.tape import (
 )
 
 FRESH = torch.ops.aten.lift_fresh.default
+LEAVES = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__)
 GUARDED = 16  # elements of a tensor whose values are compared before each replay
 
 
@@ -80,10 +82,25 @@ def record_step(
         tensors: the tensors of a batch.
     """
     recorder = _StepRecorder(tensors)
-    with recorder:
+    with recorder, _NoticesNumPy(recorder):
         result = function(*tensors)
     moves = any(_memory(tensor) in recorder.changed for tensor, _ in recorder.guards.values())
     return result, None if moves or not recorder.is_repeatable else StepRecord(recorder, result)
+
+
+class _NoticesNumPy(TorchFunctionMode):
+    """Notices values that leave PyTorch without an operation, as in Keras' Nadam."""
+
+    def __init__(self, recorder: _StepRecorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in LEAVES:
+            self.recorder.is_repeatable = False
+        return function(*args, **(kwargs or {}))
 
 
 class _StepRecorder(Recorder):
@@ -138,6 +155,8 @@ class _StepRecorder(Recorder):
             self.guards.setdefault(key, (root, root.detach().clone()))
 
     def _may_repeat(self, function: Any, changed: list[Tensor], is_shared: bool) -> bool:
+        if torch.Tag.dynamic_output_shape in function.tags:
+            return False
         inputs = {_memory(tensor) for tensor in self.given}
         for tensor in changed:
             self.changed.setdefault(_memory(tensor), tensor)
