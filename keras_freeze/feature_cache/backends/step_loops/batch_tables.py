@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 
 Tensor = Any
 
 
 class CannotLoopError(Exception):
     """The steps can't run in one call. Nothing has changed: they can run one by one."""
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Within it a step is traced in a loop, which changes nothing.
+
+    Raises:
+        CannotLoopError: it can't be traced, as when a value has another dtype after a step.
+    """
+    try:
+        yield
+    except NotCacheableError:
+        raise
+    except Exception as error:
+        raise CannotLoopError from error
 
 
 class Tables(NamedTuple):

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from keras_freeze.feature_cache.backends.step_loops.batch_tables import (
-    CannotLoopError,
     Tables,
     is_convolution,
     padded,
+    tracing,
 )
-from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 
 Array = np.ndarray[Any, Any]
 
@@ -54,19 +53,12 @@ class StepLoop:
 
         def run(state: Any, _: Any) -> Any:
             if not self.is_traced:
-                self._trace(state, tables, *rows)
+                with tracing():
+                    self.steps.eval_shape(state, tables, *rows)
+                self.is_traced = True
             return self.steps(state, tables, *rows)
 
         return self.lighter.step(run, state, [])
-
-    def _trace(self, *arguments: Any) -> None:
-        try:
-            self.steps.eval_shape(*arguments)
-        except NotCacheableError:
-            raise
-        except Exception as error:  # such as a value of another dtype after a step
-            raise CannotLoopError from error
-        self.is_traced = True
 
 
 def _steps(

@@ -10,12 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_freeze.feature_cache.backends.step_loops.batch_tables import (
-    CannotLoopError,
     Tables,
     is_convolution,
     padded,
+    tracing,
 )
-from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 
 Array = np.ndarray[Any, Any]
 
@@ -55,12 +54,8 @@ class StepLoop:
         tensors = [leaf for leaf in leaves if leaf is not None]
         key = (size, *[(tuple(tensor.shape), tensor.dtype) for tensor in tensors])
         if key not in self.traced:
-            try:
+            with tracing():
                 self.traced[key] = self._trace(tables, tensors, size)
-            except NotCacheableError:
-                raise
-            except Exception as error:  # such as a value of another dtype after a step
-                raise CannotLoopError from error
         rows = padded(slots, most), padded(numbers, most), np.int32(len(slots))
         return self.traced[key](*map(tf.constant, rows), *tensors)
 
