@@ -14,7 +14,7 @@ are medians of a phase's epochs without the first, in which functions are compil
 
 The sources of the images: arrays; a PyDataset; JPEG files through `image_dataset_from_directory`
 (a DataLoader on PyTorch). Images are random, so accuracy means nothing. *difference* is the largest
-difference of a loss between stock Keras and ours.
+difference of a loss between stock Keras and ours; files are shuffled anew in each `fit`.
 """
 
 from __future__ import annotations
