@@ -60,6 +60,10 @@ def batches_of(count: int = 5) -> list[Any]:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "lion", "adagrad"])
 @pytest.mark.parametrize("rate", [0.0, 0.5], ids=["", "dropout"])
 def test_a_train_step_of_keras(optimizer: str, rate: float):
+    step, _ = train_step(optimizer, rate)
+    if isinstance(step(torch.ones(4, 6))["loss"], float):  # Keras 3.12 converts the logs
+        assert recorded(step, torch.ones(4, 6)) is None
+        return
     record = check(lambda: train_step(optimizer, rate), batches_of())
     assert len(record.needed(results=False)) < len(record.needed(results=True))
 
