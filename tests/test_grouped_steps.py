@@ -7,6 +7,7 @@ thresholds by which that is decided.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, Stage
 from keras_freeze.feature_cache.serving import group_sizes
 from keras_freeze.feature_cache.serving.group_sizes import GroupSizes
+from keras_freeze.feature_cache.serving.grouped_steps import GroupedSteps
 from tests import builders
 from tests.builders import BACKEND
 from tests.in_groups import always_in_groups
@@ -316,6 +318,50 @@ def test_the_progress_bar_counts_true_steps(capsys: pytest.CaptureFixture[str]):
     assert "Epoch 5/5" in shown
     assert "6/6" in shown.split("Epoch 5/5")[1]
     assert "7/6" not in shown
+
+
+def test_ctrl_c_between_two_groups_leaves_the_model_its_values(monkeypatch: pytest.MonkeyPatch):
+    """On JAX, `fit` holds the values, and a group takes over the arrays of the group before."""
+    measure, calls = GroupedSteps._measure_last, []
+
+    def interrupted(*args: Any) -> None:
+        measure(*args)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(GroupedSteps, "_measure_last", interrupted)
+    model = builders.compiled(builders.nested())
+    before = builders.weights(model)
+    options = {"batch_size": 8, "verbose": 0}
+    callbacks = [FreezeBase(), BottleneckCache(verbose=0)]
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, epochs=9, callbacks=callbacks, **options)
+    after = builders.weights(model)
+    assert not np.array_equal(after["head/kernel"], before["head/kernel"])
+    np.testing.assert_array_equal(after["b1/kernel"], before["b1/kernel"])
+    assert np.isfinite(model.fit(X, Y, epochs=1, **options).history["loss"]).all()
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX lists its live arrays")
+def test_no_array_stays_after_fit(monkeypatch: pytest.MonkeyPatch):
+    import jax
+
+    from keras_freeze.feature_cache.backends import on_jax
+
+    monkeypatch.setattr(on_jax, "free_device_memory", lambda: 10**9)
+    model = builders.compiled(builders.nested())
+    options = {"batch_size": 8, "verbose": 0, "epochs": 5, "validation_data": (X[:16], Y[:16])}
+
+    def arrays_after(*callbacks: Any) -> int:
+        model.fit(X, Y, callbacks=[FreezeBase(), *callbacks], **options)
+        gc.collect()
+        return len(jax.live_arrays())
+
+    arrays_after()
+    alone, cache = arrays_after(), BottleneckCache(verbose=0)
+    assert arrays_after(cache) <= alone
+    assert cache.stats.grouped
 
 
 def test_an_interrupted_epoch_leaves_nothing_behind():
