@@ -7,6 +7,7 @@ from typing import Any
 from keras_freeze.errors import CacheError, names_unknown
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import check_dtype, check_max_bytes
+from keras_freeze.feature_cache.storage.number_of_views import check_shuffle, check_views
 from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 
 
@@ -21,7 +22,7 @@ class BottleneckCache(PublicCallback):
     cached too. Losses, metrics, the optimizer and a custom `train_step` run unchanged.
 
     If a layer is random in training only, such as a `RandomFlip` before the base, only validation
-    is cached. One `CacheWarning` names the layer.
+    is cached. One `CacheWarning` names the layer. `views` caches such training too.
 
     If the features can't be cached correctly, the run continues without the cache. One
     `CacheWarning` says why. Don't change arrays in place that you passed to `fit`; some of their
@@ -32,6 +33,14 @@ class BottleneckCache(PublicCallback):
             found in the smallest layer that holds `base` and whose graph can be read; without one,
             `base` is cached as a whole. None = the base of `FreezeBase` or `GradualUnfreeze`, else
             the layers that are already frozen, else the base that is found.
+        views: number of training epochs to record, with their random augmentation. Later epochs
+            train on the recordings in turn: epoch `e` (from 0) on recording `e % views`, without
+            reading data or running the frozen layers. What is random after the cut, such as a
+            Dropout of the head, stays random. Validation data are cached exactly. `1` suits data
+            that are the same in each epoch, as from image files. None = each row is recognized by
+            its content, and each epoch reads the data.
+        shuffle: whether the rows of a replayed epoch are permuted. `keras.utils.set_random_seed`
+            decides how. False = in the order in which they were recorded.
         dtype: dtype in which float features are kept. `"float16"` and `"bfloat16"` halve the memory
             and round the features (relative error up to 0.0005 and 0.004). None = their own dtype.
         max_bytes: memory limit of all rows: a number, a size such as `"2 GB"`, or `"auto"` = half
@@ -41,10 +50,11 @@ class BottleneckCache(PublicCallback):
 
     Attributes:
         stats: a `CacheStats` of the last `fit`, with `hits`, `misses`, `rows`, `bytes`,
-            `base_passes`, `cuts`, `grouped`, `enabled`, `validation_only`, `reason`.
+            `base_passes`, `cuts`, `views`, `replayed`, `pulled`, `grouped`, `enabled`, `validation_only`,
+            `reason`.
 
     Raises:
-        CacheError: `dtype` or `max_bytes` is invalid.
+        CacheError: `views`, `shuffle`, `dtype` or `max_bytes` is invalid.
         LayerMatchError: in `fit`, before the first step: `base` isn't part of the model.
 
     Examples:
@@ -56,6 +66,10 @@ class BottleneckCache(PublicCallback):
         >>> history = model.fit(x, y, epochs=5, verbose=0, callbacks=[FreezeBase("base"), cache])
         >>> cache.stats.base_passes, cache.stats.hits, cache.stats.misses
         (1.0, 32, 8)
+        >>> cache = BottleneckCache(views=2, verbose=0)
+        >>> history = model.fit(x, y, epochs=5, verbose=0, callbacks=[FreezeBase("base"), cache])
+        >>> cache.stats.views, cache.stats.replayed, cache.stats.base_passes
+        (2, 3, 2.0)
     """
 
     role = "cache"
@@ -65,12 +79,16 @@ class BottleneckCache(PublicCallback):
         self,
         base: Any = None,
         *,
+        views: Any = None,
+        shuffle: bool = True,
         dtype: Any = None,
         max_bytes: Any = "auto",
         verbose: int = 1,
     ):
         super().__init__()
         self.base = base
+        self.views = check_views(views)
+        self.shuffle = check_shuffle(shuffle)
         self.dtype = check_dtype(dtype)
         self.max_bytes = max_bytes
         self.byte_limit = check_max_bytes(max_bytes)

@@ -156,6 +156,42 @@ def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
     )
 
 
+def view_line(
+    epoch: int, epochs: int | None, views: int, rows: int, size: float, fitting: int
+) -> str:
+    """Returns the line about the first recorded view, printed before the second epoch.
+
+    Args:
+        epoch: the epoch that was recorded, from 1.
+        epochs: number of epochs, if known.
+        views: how many views were asked for.
+        rows: number of rows in the view.
+        size: bytes of the view.
+        fitting: how many such views the memory holds.
+
+    Examples:
+        >>> view_line(1, 20, 3, 540, 4_423_680, 1500)
+        'BottleneckCache, epoch 1 of 20: recorded view 1 of 3, 540 rows, 4.4 MB; `max_bytes` holds 1,500'
+    """
+    of = f" of {epochs}" if epochs else ""
+    return (
+        f"BottleneckCache, epoch {epoch}{of}: recorded view 1 of {views}, {rows} rows, "
+        f"{readable(size)}; `max_bytes` holds {fitting:,}"
+    )
+
+
+def replay_line(epoch: int, epochs: int | None, views: int) -> str:
+    """Returns the line about the first epoch that trains on a recording.
+
+    Examples:
+        >>> replay_line(4, 20, 3)
+        'BottleneckCache, from epoch 4 of 20: trains on 3 recorded views'
+    """
+    of = f" of {epochs}" if epochs else ""
+    what = f"{views} recorded views" if views > 1 else "the recorded view"
+    return f"BottleneckCache, from epoch {epoch}{of}: trains on {what}"
+
+
 def readable(size: float) -> str:
     """Returns a number of bytes with a unit.
 

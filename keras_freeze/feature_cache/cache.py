@@ -38,6 +38,7 @@ class FeatureCache:
         max_bytes: memory limit of all rows; None = half of the free memory.
         dtype: dtype in which float features are kept; None = their own.
         validates: whether the fit has validation data.
+        trains: False = only validation is served, whatever training could be.
 
     Attributes:
         served: serves the running stage; None if nothing is served.
@@ -52,9 +53,11 @@ class FeatureCache:
         dtype: Any,
         *,
         validates: bool,
+        trains: bool = True,
     ):
         self.cached_model = cached_model
         self.validates = validates
+        self.trains = True
         self.stats = stats
         self.backend = importlib.import_module(
             f"keras_freeze.feature_cache.backends.on_{keras.backend.backend()}"
@@ -78,6 +81,11 @@ class FeatureCache:
             cached_model.check()
         except NotCacheableError as error:
             self.step_aside(error)
+        self.trains = trains
+
+    def set_alone(self, alone: dict[str, bool]) -> None:
+        """Says for "train" and "test" whether no other callback acts on batches."""
+        self.steps.alone = alone
 
     def serves(self, kind: str) -> bool:
         """Returns True if "train" or "test" steps are served in the running stage."""
@@ -117,6 +125,8 @@ class FeatureCache:
 
     def _choose(self) -> ChosenCut:
         """Chooses what to serve to training and validation, or to validation only."""
+        if not self.trains:
+            return choose(self.cached_model, *self.flags, training=False)
         bar = self.barred
         if bar is None:
             try:
@@ -176,12 +186,13 @@ class FeatureCache:
         self.checks.poor = 0
         self.feeds.forget()
 
-    def begin_epoch(self, iterator: Any, epochs: int = 1) -> None:
+    def begin_epoch(self, iterator: Any, epochs: int = 1, left: int | None = None) -> None:
         """Checks what may have changed since the last epoch, and prepares the next.
 
         Args:
             iterator: yields the training batches.
             epochs: number of epochs until the end of the stage.
+            left: unused: number of epochs until the end of the fit, if known.
         """
         self.epochs = epochs
         if self.serves("train"):
@@ -272,10 +283,9 @@ class FeatureCache:
         self.stats.enabled = self.stats.validation_only = False
         self.stats.reason = error.reason
         self._forget()
-        tell(
-            f"stepped aside, and the run continues without it: {error.reason}. To use the cache, "
-            f"{error.remedy}."
-        )
+        what = "stepped aside, and the run continues without it"
+        of = "" if self.trains else " for validation"
+        tell(f"{what}{of}: {error.reason}. To use the cache, {error.remedy}.")
 
     def close(self) -> None:
         """Frees the memory and restores the iterators; the statistics stay."""

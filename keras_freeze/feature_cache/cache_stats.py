@@ -15,8 +15,12 @@ class CacheStats:
         rows: rows in the cache now, or at the end of `fit`.
         bytes: memory that these rows take.
         base_passes: number of rows whose features were computed, divided by the number of distinct
-            rows. 1.0 is optimal: each row went through the base once.
+            rows. 1.0 is optimal: each row went through the base once. With `views`, of training
+            rows only: the number of recorded epochs.
         cuts: for each cached stage, the names of the layers whose outputs are kept.
+        views: recorded epochs, with `BottleneckCache(views=...)`.
+        replayed: epochs that trained on a recording.
+        pulled: training batches that were taken from the data that the user passed, with `views`.
         grouped: training and validation steps that ran in groups, several in one call.
         enabled: whether rows are served. False before the first `fit`, and after the cache stepped
             aside.
@@ -35,6 +39,9 @@ class CacheStats:
     bytes: int = 0
     base_passes: float = 0.0
     cuts: dict[int, list[str]] = field(default_factory=dict)
+    views: int = 0
+    replayed: int = 0
+    pulled: int = 0
     grouped: int = 0
     enabled: bool = False
     validation_only: bool = False

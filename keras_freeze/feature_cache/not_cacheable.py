@@ -15,6 +15,8 @@ RANDOM = "it is random even in inference"
 RANDOM_IN_TRAINING = "it is random in training"
 TOLD = "its `call` takes `training`, so its output may change from step to step"
 
+VARIES = (RANDOM, RANDOM_IN_TRAINING, TOLD)  # new values in each epoch, which may be recorded
+
 NOTHING_FROZEN = "no frozen layer with weights comes before the trainable layers"
 BEFORE_FIT = (
     "apply it to the data before `fit`, with a few variants of each row, or move it after the base"

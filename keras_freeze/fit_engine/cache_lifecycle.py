@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.display.fit_messages import first_pass_line, pass_line
 from keras_freeze.errors import LayerMatchError
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.feature_cache.cache_stats import CacheStats
-from keras_freeze.feature_cache.cutting.choose_cached_part import symbols_of
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
-from keras_freeze.feature_cache.storage.memory_limit_and_dtype import numpy_dtype, row_bytes
+from keras_freeze.feature_cache.storage.memory_limit_and_dtype import numpy_dtype
+from keras_freeze.feature_cache.views_cache import ViewsCache
+from keras_freeze.fit_engine.cache_lines import CacheLines, ViewsLines
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.graph.find_base import find_base
 from keras_freeze.graph.layer_tree import Layer, own_variables
@@ -51,26 +51,26 @@ class CacheLifecycle:
         self.epochs = epochs
         self.in_threads = in_threads
         self.reached = None if early else epochs  # stages from this epoch on are never reached
-        self.verbose = callback.verbose
         self.iterator = callbacks_of_fit.epoch_iterator()
         self.test: ServedTest | None = None
-        self.announced: set[int] = set()  # stages whose first line was printed
-        self.told: set[int] = set()  # stages whose second line was printed
         served = _served_leaves(callback.base, model, plan)
         cached_model = CachedModel(model, plan.tree, served, plan.base_leaves)
         dtype = numpy_dtype(callback.dtype) if callback.dtype else None
         callback.stats = CacheStats()
-        self.cache = FeatureCache(
-            cached_model,
-            callback.stats,
-            callback.byte_limit,
-            dtype,
-            validates=callbacks_of_fit.validates(),
-        )
-        self.cache.steps.alone = alone
+        arguments = cached_model, callback.stats, callback.byte_limit, dtype
+        validates = callbacks_of_fit.validates()
+        self.cache: FeatureCache | ViewsCache
+        if callback.views is None:
+            self.cache = FeatureCache(*arguments, validates=validates)
+        else:
+            views, shuffle = callback.views, callback.shuffle
+            self.cache = ViewsCache(*arguments, views=views, shuffle=shuffle, validates=validates)
+        self.cache.set_alone(alone)
+        lines = CacheLines if isinstance(self.cache, FeatureCache) else ViewsLines
+        self.lines = lines(self.cache, epochs, verbose=callback.verbose)
 
     @property
-    def server(self) -> FeatureCache | None:
+    def server(self) -> FeatureCache | ViewsCache | None:
         """The cache if it runs the train steps, else None."""
         return self.cache if self.cache.is_busy("train") else None
 
@@ -80,37 +80,24 @@ class CacheLifecycle:
         later = [now | flags for flags in self.plan.flags_after(number, self.reached)]
         self.cache.follow(number, now, later)
 
-    def begin_data(self, step: GuardedStep, epochs: int) -> str:
+    def begin_data(self, step: GuardedStep, epoch: int, epochs: int) -> str:
         """Prepares the cache for the batches of an epoch; returns what to print.
 
         Args:
             step: the train function of the fit.
+            epoch: number of the epoch, from 0.
             epochs: number of epochs until the end of the stage.
         """
-        self.cache.begin_epoch(self.iterator, epochs)
+        left = None if self.epochs is None else self.epochs - epoch
+        self.cache.begin_epoch(self.iterator, epochs, left)
         if self.server is not step.server:
             step.refresh(made=False, server=self.server)
-        if not self.verbose or self.cache.served is None or self.cache.stage in self.announced:
-            return ""
-        self.announced.add(self.cache.stage)
-        stats = self.cache.stats
-        return first_pass_line(
-            stats.cuts[self.cache.stage],
-            _row_bytes(self.cache),
-            self.cache.store.expected,
-            self.cache.steps.adder.batches,
-            validation_only=stats.validation_only,
-        )
+        return self.lines.begin_epoch(epoch)
 
     def end_data(self, epoch: int) -> str:
         """Checks the cache after an epoch and its validation; returns what to print."""
         self.cache.end_epoch()
-        if not self.verbose or self.cache.served is None or self.cache.stage in self.told:
-            return ""
-        if not self.cache.stats.rows:
-            return ""  # validation is cached, and this epoch has none
-        self.told.add(self.cache.stage)
-        return pass_line(epoch + 1, self.epochs, self.cache.stats)
+        return self.lines.end_epoch(epoch)
 
     def begin_test(self, step: GuardedStep) -> None:
         """Prepares the cache for a validation within the fit."""
@@ -134,14 +121,6 @@ class CacheLifecycle:
         """Lets the cache serve the next validation step."""
         if self.test is not None:
             self.test.arm()
-
-
-def _row_bytes(cache: FeatureCache) -> int | None:
-    """Returns the bytes of a cached row; None if unknown before the first batch."""
-    symbols = symbols_of(cache.served.part) if cache.served is not None else None
-    if cache.store.bytes_per_row or symbols is None:
-        return cache.store.bytes_per_row or None
-    return row_bytes(symbols, cache.dtype)
 
 
 def _served_leaves(base: Any, model: Any, plan: Plan) -> list[Layer]:

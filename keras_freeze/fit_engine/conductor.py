@@ -153,7 +153,8 @@ class Conductor:
 
     def _begin_cache(self) -> str:
         epochs = self.clock.epochs_left(self.epochs)
-        return self.caching.begin_data(self.changes.step, epochs) if self.caching else ""
+        arguments = self.changes.step, self.clock.epoch, epochs
+        return self.caching.begin_data(*arguments) if self.caching else ""
 
     def end_data(self) -> None:
         """Ends an epoch and its validation."""

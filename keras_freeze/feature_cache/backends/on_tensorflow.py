@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
-from keras_freeze.feature_cache.storage.memory_store import ALIGNED
+from keras_freeze.feature_cache.storage.row_chunks import ALIGNED
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import numbered
 from keras_freeze.keras_internals.temporary_attributes import Patch
@@ -65,6 +65,41 @@ def compiled(
         return side_by_side(lambda inputs: traced[key](*_tensors(inputs)), batches)
 
     return prefix
+
+
+def recorded(
+    model: Any,
+    function: Callable[[Any], Any],
+    inside: list[Any],
+    *,
+    is_trusted: bool,
+    is_alone: bool,
+) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
+    """Returns a function that runs `function` as a train step does, with its random draws.
+
+    It is (state, inputs of a batch) -> (features, new state).
+
+    Args:
+        model: the model that is fitted.
+        function: computes features from the inputs of a batch.
+        inside: variables of the layers that compute them.
+        is_trusted: whether it calls Keras' own layers only.
+        is_alone: False if code around these layers runs too, and again in the step: its variables
+            keep their values.
+    """
+    prefix = compiled(model, function, is_trusted=is_trusted)
+    ids = {id(variable) for variable in inside}
+    every = [] if is_alone else [*model.non_trainable_variables, *model.metrics_variables]
+    around = [variable for variable in every if id(variable) not in ids]
+
+    def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
+        before = [tf.identity(variable.value) for variable in around]
+        (features,) = prefix(state, [x])
+        for variable, value in zip(around, before, strict=True):
+            variable.assign(value)
+        return features, state
+
+    return run
 
 
 def _tensors(x: Any) -> list[Any]:
@@ -162,6 +197,11 @@ def _print(value: Any) -> Key:
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Converts an array to a tensor."""
     return tf.convert_to_tensor(array)
+
+
+def alike(array: np.ndarray[Any, Any], *, is_array: bool) -> Any:
+    """Returns an array as it is, or as a tensor."""
+    return array if is_array else to_tensor(array)
 
 
 def to_table(array: np.ndarray[Any, Any]) -> Any:

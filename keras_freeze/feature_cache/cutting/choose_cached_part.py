@@ -11,7 +11,7 @@ from keras_freeze.feature_cache.cutting.find_cut import Cut
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags, cut_names, cuts_of_stages
-from keras_freeze.feature_cache.not_cacheable import TRAINS, NotCacheableError, obstacle
+from keras_freeze.feature_cache.not_cacheable import TRAINS, VARIES, NotCacheableError, obstacle
 from keras_freeze.keras_internals.inference_mode import frozen_calls
 
 
@@ -25,6 +25,8 @@ class ChosenCut:
         names: names of the layers whose outputs are served.
         later: whether a later stage serves something.
         training: whether train steps are served; False = only validation steps.
+        given: the places of the inputs that layers after the cut read, in this stage or a later
+            one; None = all may be read.
     """
 
     part: GraphPrefix | LayerPrefix | None
@@ -32,10 +34,16 @@ class ChosenCut:
     names: list[str]
     later: bool
     training: bool
+    given: tuple[int, ...] | None = None
 
 
 def choose(
-    cached_model: CachedModel, now: Flags, later: Sequence[Flags], *, training: bool = True
+    cached_model: CachedModel,
+    now: Flags,
+    later: Sequence[Flags],
+    *,
+    training: bool = True,
+    records: bool = False,
 ) -> ChosenCut:
     """Finds what a stage serves.
 
@@ -44,27 +52,31 @@ def choose(
         now: `{id(leaf): trainable}` of all leaves.
         later: the same for each later stage, in order.
         training: False = find what validation can be served, if train steps can't be.
+        records: whether epochs are recorded as they run, so that random layers may come before
+            frozen ones.
 
     Raises:
         NotCacheableError: an untrained layer whose output changes comes before frozen layers.
     """
     if cached_model.program is None:
-        return _choose_whole(cached_model, now, later, training)
+        return _choose_whole(cached_model, now, later, training, records)
     judge = partial(cached_model.fixed, training=training)
-    layout = cuts_of_stages(cached_model.program, judge, now, later)
+    layout = cuts_of_stages(cached_model.program, judge, now, later, records=records)
     _check_obstacle(layout.cut)
     columns = tuple(str(value) for value in layout.values)
     names = cut_names(cached_model.program, layout.cut.values)
     part = GraphPrefix(cached_model.program, layout.cut, layout.values) if names else None
-    return ChosenCut(part, columns, names, layout.later, training)
+    given = layout.given if cached_model.is_readable else None
+    return ChosenCut(part, columns, names, layout.later, training, given)
 
 
 def _choose_whole(
-    cached_model: CachedModel, now: Flags, later: Sequence[Flags], training: bool
+    cached_model: CachedModel, now: Flags, later: Sequence[Flags], training: bool, records: bool
 ) -> ChosenCut:
     container = cached_model.container
     judges = [cached_model.fixed(flags, training=training) for flags in (now, *later)]
     reasons = [judge.why_not(container) for judge in judges]
+    reasons = ["" if records and reason in VARIES else reason for reason in reasons]
     if reasons[0] not in ("", TRAINS):
         raise obstacle(f"{container.name!r} is to be cached", reasons[0], is_inside=True)
     coming = "" in reasons[1:]

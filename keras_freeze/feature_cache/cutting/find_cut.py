@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from keras_freeze.feature_cache.not_cacheable import TRAINS
+from keras_freeze.feature_cache.not_cacheable import TRAINS, VARIES
 from keras_freeze.graph.layer_calls import LayerCall, Program, Value
 
 
@@ -34,7 +34,11 @@ class Cut:
 
 
 def find_cut(
-    program: Program, why_not: Callable[[Any], str], is_frozen: Callable[[Any], bool]
+    program: Program,
+    why_not: Callable[[Any], str],
+    is_frozen: Callable[[Any], bool],
+    *,
+    records: bool = False,
 ) -> Cut:
     """Finds the latest possible cut of a program.
 
@@ -43,15 +47,19 @@ def find_cut(
         why_not: returns why a layer's output changes from step to step; "" if it doesn't.
         is_frozen: returns whether a layer has weights and all are frozen. Layers without such a
             layer before them, as a Rescaling, run in each step and aren't cached.
+        records: whether epochs are recorded as they run, so that random layers may come before
+            frozen ones.
     """
     fixed, worth = set(program.inputs), set[Value]()
     frontier: list[tuple[LayerCall, str]] = []
     for call in program.calls:
         reason = "" if call.enters else why_not(call.operation)
         ready = fixed.issuperset(call.reads.values())
-        if ready and not reason:
+        is_drawn = records and reason in VARIES and _goes_to(program, call, is_frozen)
+        if ready and (is_drawn or not reason):
             fixed.update(call.writes)
-            if is_frozen(call.operation) or not worth.isdisjoint(call.reads.values()):
+            is_worth_it = is_drawn or is_frozen(call.operation)
+            if is_worth_it or not worth.isdisjoint(call.reads.values()):
                 worth.update(call.writes)
         elif ready:
             frontier.append((call, reason))
@@ -83,10 +91,14 @@ def _obstacle(
 ) -> tuple[LayerCall | None, str]:
     """Returns an untrained layer's call whose output changes and goes to frozen layers, and why."""
     for call, reason in frontier:
-        behind = _behind(program, call) if reason != TRAINS else ()
-        if any(is_frozen(other.operation) for other in behind):
+        if reason != TRAINS and _goes_to(program, call, is_frozen):
             return call, reason
     return None, ""
+
+
+def _goes_to(program: Program, call: LayerCall, is_frozen: Callable[[Any], bool]) -> bool:
+    """Returns True if frozen layers come after a call."""
+    return any(is_frozen(other.operation) for other in _behind(program, call))
 
 
 def _behind(program: Program, first: LayerCall) -> Iterable[LayerCall]:

@@ -22,11 +22,13 @@ class StageCuts:
         values: the values to cache: those of the cut, and those of later stages' cuts that don't
             change until then.
         later: whether a later stage has a cut.
+        given: the places of the inputs that layers after the cut read, in this stage or a later one.
     """
 
     cut: Cut
     values: tuple[Value, ...]
     later: bool
+    given: tuple[int, ...]
 
 
 def cuts_of_stages(
@@ -34,6 +36,8 @@ def cuts_of_stages(
     judge: Callable[[Flags], DeterministicLayers],
     now: Flags,
     later: Sequence[Flags],
+    *,
+    records: bool = False,
 ) -> StageCuts:
     """Finds the cuts of the running stage and of later ones.
 
@@ -42,17 +46,20 @@ def cuts_of_stages(
         judge: returns which layers are deterministic under given flags.
         now: the flags of the running stage.
         later: the flags of each later stage, in order.
+        records: as in `find_cut`.
     """
-    cut, *cuts = [_cut(program, judge(flags)) for flags in (now, *later)]
+    cut, *cuts = [_cut(program, judge(flags), records) for flags in (now, *later)]
     kept, lasting = set(cut.values), set(cut.fixed)
     for following in cuts:
         lasting &= following.fixed  # values that change before that stage are computed later
         kept.update(lasting.intersection(following.values))
-    return StageCuts(cut, tuple(sorted(kept)), any(following.values for following in cuts))
+    given = {place for each in (cut, *cuts) for place in each.given}
+    is_later = any(following.values for following in cuts)
+    return StageCuts(cut, tuple(sorted(kept)), is_later, tuple(sorted(given)))
 
 
-def _cut(program: Program, fixed: DeterministicLayers) -> Cut:
-    return find_cut(program, fixed.why_not, fixed.holds_frozen_weights)
+def _cut(program: Program, fixed: DeterministicLayers, records: bool) -> Cut:
+    return find_cut(program, fixed.why_not, fixed.holds_frozen_weights, records=records)
 
 
 def cut_names(program: Program, values: Sequence[Value]) -> list[str]:

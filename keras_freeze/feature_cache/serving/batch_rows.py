@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from keras_freeze.feature_cache.backends.protocol import Backend
-from keras_freeze.feature_cache.storage.memory_store import MemoryStore, Slots
+from keras_freeze.feature_cache.storage.memory_store import MemoryStore
+from keras_freeze.feature_cache.storage.row_chunks import Slots
 from keras_freeze.feature_cache.storage.row_hashes import Key, row_keys
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import ArrayFeed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_freeze.feature_cache.storage.memory_store import MemoryStore, Slots
+from keras_freeze.feature_cache.storage.row_chunks import RowChunks, Slots
 
 SHARE = 0.5  # of the device's free memory, for all tables together
 
@@ -22,7 +22,7 @@ class DeviceTables:
         on_device: whether the device has its own memory.
     """
 
-    def __init__(self, store: MemoryStore, backend: Any):
+    def __init__(self, store: RowChunks, backend: Any):
         self.store = store
         self.backend = backend
         self.on_device = backend.free_device_memory() is not None

@@ -17,6 +17,7 @@ from keras_freeze.feature_cache.not_cacheable import NotCacheableError, tell
 from keras_freeze.feature_cache.serving.batch_rows import Positions, Rows
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.stage_server import StageServer
+from keras_freeze.feature_cache.storage.memory_order import Axes, axes_in_memory, laid_out
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.storage.row_hashes import Key
 
@@ -56,7 +57,7 @@ class BatchFeatures:
         self.seen: set[Key] = set()
         self.cost = ServingCost()
         self.was_known = False
-        self.axes: dict[str, tuple[int, ...]] = {}  # in memory order, if that isn't C order
+        self.axes: dict[str, Axes] = {}  # in memory order, if that isn't C order
 
     def of(self, rows: Rows, served: StageServer, kind: str, state: Any) -> dict[str, Any]:
         """Returns the features of the rows of a batch as tensors; computes those that aren't known.
@@ -94,8 +95,8 @@ class BatchFeatures:
         if not wanted and (tensors := self._from_device(rows, served)) is not None:
             return tensors
         arrays = self._gathered(rows, missing, computed, served.part.columns)
-        laid_out = {name: self._laid_out(name, array) for name, array in arrays.items()}
-        return {name: served.backend.to_tensor(array) for name, array in laid_out.items()}
+        ordered = {name: laid_out(array, self.axes.get(name)) for name, array in arrays.items()}
+        return {name: served.backend.to_tensor(array) for name, array in ordered.items()}
 
     def _from_device(self, rows: Rows, served: StageServer) -> dict[str, Any] | None:
         """Returns known features without a copy from host memory, if the device has them."""
@@ -127,13 +128,6 @@ class BatchFeatures:
         self.checks.count(kind, numbers.size, 0)
         self.stats.hits += numbers.size - rows.first_asked(numbers)
         self.stats.grouped += len(numbers)
-
-    def _laid_out(self, column: str, array: Array) -> Array:
-        """Restores the prefix's memory order: PyTorch draws random masks in that order."""
-        if column not in self.axes:
-            return array
-        axes = self.axes[column]
-        return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
 
     def at_once(self, served: StageServer, batch: int) -> int:
         """Returns how many rows may be computed when one row of a batch isn't known.
@@ -221,8 +215,8 @@ class BatchFeatures:
                 "pass inputs of one shape, or pool the features after the base",
             )
         for name, array in computed.items():
-            if not array.flags.c_contiguous:
-                self.axes[name] = tuple(np.argsort(array.strides)[::-1].tolist())
+            if (axes := axes_in_memory(array)) is not None:
+                self.axes[name] = axes
         keys = rows.keys(positions)
         self.seen.update(keys)
         self._report_nan(computed)

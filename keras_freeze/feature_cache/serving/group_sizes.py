@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 TRIED = 4  # most steps of each of the first groups, until one was measured
@@ -107,6 +108,32 @@ class GroupSizes:
         if times.is_off:
             return 1
         return self.tried if times.grouped is None else max(1, int(CALL / times.grouped))
+
+
+class GroupTimer:
+    """Measures groups of steps, each when the next one begins.
+
+    Not right after it was started: on JAX, Ctrl-C would leave Keras without the new state.
+
+    Args:
+        sizes: gets what each group took.
+    """
+
+    def __init__(self, sizes: GroupSizes):
+        self.sizes = sizes
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Doesn't measure the last group, since other work has followed it."""
+        self.running: tuple[int, float] | None = None  # steps of the last group, and its start
+
+    def begin_group(self, kind: str, steps: int, wait: Callable[[], None]) -> None:
+        """Begins to measure a group of so many steps; `wait` waits for the one before."""
+        if self.running is not None:
+            before, began = self.running
+            wait()
+            self.sizes.add_group(kind, before, time.perf_counter() - began)
+        self.running = steps, time.perf_counter()
 
 
 def is_slower(times: StepTimes) -> bool:

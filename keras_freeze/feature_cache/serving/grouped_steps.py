@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from keras_freeze.feature_cache.backends.step_loops.batch_tables import CannotLo
 from keras_freeze.feature_cache.serving.batch_rows import NumberedRows
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
-from keras_freeze.feature_cache.serving.group_sizes import GroupSizes
+from keras_freeze.feature_cache.serving.group_sizes import GroupSizes, GroupTimer
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.keras_internals.group_batches import (
@@ -48,7 +47,7 @@ class GroupedSteps:
         self.tables = tables
         self.of_epoch: dict[str, tuple[Tables, int]] = {}
         self.sizes = GroupSizes()
-        self.running: tuple[int, float] | None = None  # steps of the last group, and its start
+        self.timer = GroupTimer(self.sizes)
 
     def begin_epoch(self, served: StageServer, kind: str, epochs: int) -> None:
         """Lets Keras' iterator yield groups in the next epoch, if that is possible and faster.
@@ -58,7 +57,7 @@ class GroupedSteps:
             kind: "train" or "test".
             epochs: number of epochs until the end of the stage; 0 = no groups.
         """
-        self.running = None
+        self.timer.begin_epoch()
         self.of_epoch.pop(kind, None)
         feed = self.feeds.get(kind)
         if feed is None:
@@ -109,8 +108,7 @@ class GroupedSteps:
         group: Group = args[-1]
         feed, numbers = group.feed, group.numbers
         state = self.backend.state_of(args)
-        self._measure_last(served, kind)
-        self.running = len(group), time.perf_counter()
+        self.timer.begin_group(kind, len(group), served.lighter.wait)
         served.override.check_used()
         with attributes(served.patches):
             rows = NumberedRows(
@@ -124,16 +122,6 @@ class GroupedSteps:
             result = served.loop(kind).run(state, tables, slots, numbers, most)
         self.features.count_known(rows, numbers, kind)
         return result
-
-    def _measure_last(self, served: StageServer, kind: str) -> None:
-        """Waits for the last group of this epoch, and notes what it took.
-
-        Not right after it was started: on JAX, Ctrl-C would leave Keras without the new state.
-        """
-        if self.running is not None:
-            steps, began = self.running
-            served.lighter.wait()
-            self.sizes.add_group(kind, steps, time.perf_counter() - began)
 
     def _tables(self, served: StageServer, kind: str, feed: ArrayFeed) -> tuple[Tables, int]:
         """Returns the tables of the running epoch, and the slot of their first row."""

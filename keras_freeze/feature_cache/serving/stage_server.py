@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -13,7 +13,12 @@ from keras_freeze.feature_cache.cutting.deterministic_layers import is_of_keras
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel, overridden_methods
 from keras_freeze.feature_cache.cutting.prefix_and_tail import Features, GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
-from keras_freeze.feature_cache.not_cacheable import NotCacheableError, not_told, obstacle
+from keras_freeze.feature_cache.not_cacheable import (
+    VARIES,
+    NotCacheableError,
+    not_told,
+    obstacle,
+)
 from keras_freeze.feature_cache.serving.layer_call_override import CallOverride, Wire
 from keras_freeze.graph.layer_tree import Layer, LayerTree, hidden_layers
 from keras_freeze.keras_internals.inference_mode import frozen_calls
@@ -35,6 +40,7 @@ class StageServer:
         backend: the module of the backend.
         dtype: dtype in which float features are kept; None = their own.
         training: False = only validation steps are served.
+        records: whether epochs are recorded as they run, so that the prefix may draw random numbers.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class StageServer:
         dtype: Any,
         *,
         training: bool = True,
+        records: bool = False,
     ):
         self.cached_model = cached_model
         self.training = training
@@ -56,17 +63,19 @@ class StageServer:
         # something different before its base.
         self.alike = cached_model.is_readable
         # Read now, because the model's steps are replaced while a step runs.
-        self.has_own_steps = not _is_of_keras(cached_model.model)
+        self.has_own_steps = has_own_steps(cached_model.model)
         frozen = frozen_calls(cached_model.tree, cached_model.base_leaves)
         calls = {id(layer): call for layer, _, call in frozen}
         container = cached_model.container
-        wires = _tripwires(cached_model, now, calls, training)
+        wires = _tripwires(cached_model, now, calls, training, VARIES if records else ())
         call = calls.get(id(container), container.call)
         told = [] if training else _told(cached_model, now, part)
         self.override = CallOverride(cached_model.model, container, part, call, wires, told)
         self.patches = [*frozen, *self.override.patches]
         self.lighter = backend.UsedStateStep(cached_model.model, self._hidden())
-        self.is_trusted = self.alike and all(map(_is_row_by_row, part.operations))
+        judge = cached_model.fixed(now)
+        draws = records and any(judge.why_not(one) in VARIES for one in part.operations)
+        self.is_trusted = self.alike and not draws and all(map(_is_row_by_row, part.operations))
         self.is_faster_together = self.is_trusted and backend.is_faster_together(cached_model.model)
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -97,6 +106,22 @@ class StageServer:
                 is_trusted=self.is_trusted,
             )
         return self._prefixes[kind]
+
+    @cached_property
+    def recorded(self) -> Callable[..., Any]:
+        """Runs the prefix as a train step does: (state, inputs) -> (features, new state)."""
+        model, layers = self.cached_model.model, self.part.layers
+        inside = [variable for layer in layers for variable in layer.variables]
+        return cast(
+            Callable[..., Any],
+            self.backend.recorded(
+                model,
+                lambda x: self._narrowed(self.override.features(x, True)),
+                inside,
+                is_trusted=self.is_trusted,
+                is_alone=self.cached_model.container is model,
+            ),
+        )
 
     def _narrowed(self, features: Features) -> Features:
         """Converts features on the device, so that fewer bytes are copied from it."""
@@ -144,11 +169,19 @@ class StageServer:
         return self._leaves(x, None)
 
     def _leaves(self, x: Any, places: Sequence[int] | None) -> list[int]:
-        program = self.cached_model.program
-        order = program.place_of_inputs(x) if self.alike and program is not None else None
-        if places is None or order is None:
-            return list(range(len(keras.tree.flatten(x))))
-        return [order[place] for place in places]
+        return positions_of_inputs(self.cached_model, x, places)
+
+
+def positions_of_inputs(
+    cached_model: CachedModel, x: Any, places: Sequence[int] | None
+) -> list[int]:
+    """Returns the positions of inputs among the tensors of `x`; all, if they can't be told."""
+    program = cached_model.program
+    is_known = cached_model.is_readable and program is not None
+    order = program.place_of_inputs(x) if is_known and program is not None else None
+    if places is None or order is None:
+        return list(range(len(keras.tree.flatten(x))))
+    return [order[place] for place in places]
 
 
 def _cast(tensor: Any, dtype: str) -> Any:
@@ -157,9 +190,16 @@ def _cast(tensor: Any, dtype: str) -> Any:
 
 
 def _tripwires(
-    cached_model: CachedModel, now: Flags, calls: dict[int, Any], training: bool
+    cached_model: CachedModel,
+    now: Flags,
+    calls: dict[int, Any],
+    training: bool,
+    allowed: Sequence[str],
 ) -> list[Wire]:
-    """Returns the layers that must not be called before the container (in training mode)."""
+    """Returns the layers that must not be called before the container (in training mode).
+
+    The reasons in `allowed` don't count.
+    """
     fixed, in_training = cached_model.fixed(now, training=training), cached_model.fixed(now)
     inside = {id(layer) for layer in LayerTree(cached_model.container)}
     wires = []
@@ -173,7 +213,7 @@ def _tripwires(
         before = "" if id(leaf) in inside else f" before {cached_model.container.name!r}"
         what = f"{leaf.name!r} is called{before}"
         call = calls.get(id(leaf), leaf.call)
-        if why:
+        if why and why not in allowed:
             wires.append(Wire(leaf, call, obstacle(what, why, is_inside=False)))
         elif not training and in_training.why_not(leaf) and not fixed.why_not(leaf):
             wires.append(Wire(leaf, call, not_told(what), spares_inference=True))
@@ -201,7 +241,7 @@ def _is_layer(operation: Any) -> bool:
     return isinstance(operation, keras.layers.Layer)
 
 
-def _is_of_keras(model: Model) -> bool:
-    """Returns True if the steps are Keras' own, which read the inputs only to call the model."""
+def has_own_steps(model: Model) -> bool:
+    """Returns True if the steps aren't Keras' own, which read the inputs only to call the model."""
     names = ("train_step", "test_step", "compute_loss", "compute_metrics", "__call__")
-    return not overridden_methods(model, names)
+    return bool(overridden_methods(model, names))

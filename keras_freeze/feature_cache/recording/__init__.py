@@ -1,0 +1,1 @@
+"""Records whole epochs, with their random augmentation, and trains on the recordings."""

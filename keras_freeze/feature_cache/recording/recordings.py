@@ -1,0 +1,149 @@
+"""The recorded epochs of a `fit`: which one runs now, and how many the memory holds."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_freeze.display.fit_messages import readable
+from keras_freeze.feature_cache.cache_stats import CacheStats
+from keras_freeze.feature_cache.not_cacheable import tell
+from keras_freeze.feature_cache.recording.view import View
+from keras_freeze.feature_cache.storage.row_chunks import Array
+
+
+class Recordings:
+    """The views (recorded epochs) of a `fit`.
+
+    Args:
+        stats: statistics that are updated.
+        views: how many epochs to record.
+        shuffle: whether the rows of a replayed epoch are permuted.
+        backend: the module of the backend.
+
+    Attributes:
+        views: the complete recordings.
+        wanted: how many epochs are recorded, as far as the memory holds them.
+        current: the recording of the running epoch; None if it isn't recorded.
+        replayed: the recording on which the running epoch trains; None if on the user's data.
+        rows_of_epoch: number of rows in the first recorded epoch.
+    """
+
+    def __init__(self, stats: CacheStats, views: int, shuffle: bool, backend: Any):
+        self.stats = stats
+        self.asked = self.wanted = views
+        self.shuffle = shuffle
+        self.backend = backend
+        self.random: Any = None
+        self.is_told = False
+        self.room = math.inf  # bytes for all views
+        self.rows_of_epoch = 0
+        self.drop()
+
+    def drop(self) -> None:
+        """Frees everything. The next epoch may begin a new recording."""
+        self.views: list[View] = []
+        self.current: View | None = None
+        self.replayed: View | None = None
+        self.epoch = 0  # epochs since the recording began
+        self.is_announced = False  # a line about the first view was printed
+        self._count()
+
+    def _count(self) -> None:
+        self.stats.views = len(self.views)
+        self.stats.rows = sum(view.rows for view in self.views)
+        self.stats.bytes = sum(view.nbytes for view in self.views)
+
+    def keep_only(self, columns: Sequence[str] | None, positions: Any) -> bool:
+        """Frees what no later stage needs; False if something is missing: all is dropped.
+
+        Args:
+            columns: the cached values that are needed; None = all that there are.
+            positions: returns the positions of the inputs that are needed, from those of `x`.
+        """
+        views = [view for view in (*self.views, self.current) if view is not None and view.sizes]
+        for view in views:
+            inputs = positions(view.inputs[0])
+            names = view.features.columns if columns is None else columns
+            wanted = [name.split(".")[0] for name in names]
+            if not view.holds(wanted, inputs):
+                self.drop()
+                return False
+            view.keep_only(wanted, inputs)
+        self._count()
+        return bool(views)
+
+    def begin_epoch(self, left: int | None, room: float) -> None:
+        """Chooses whether the next epoch is recorded, replayed, or neither.
+
+        Args:
+            left: number of epochs until the end of the fit, if known.
+            room: bytes that all views may take.
+        """
+        self.room = room
+        self.current = self.replayed = None
+        if self.views and len(self.views) >= self.wanted:
+            self.replayed = self.views[self.epoch % self.wanted]
+            self.stats.replayed += 1
+        elif self.wanted and (self.views or left is None or left > self.wanted):
+            self.current = View(room - self.stats.bytes, self.backend)
+        self.epoch += 1
+
+    def order(self, view: View) -> list[Array]:
+        """Returns the row numbers of the batches of a replayed epoch."""
+        numbers = np.arange(view.rows)
+        if self.shuffle:
+            if self.random is None:
+                # As in `keras.random.SeedGenerator`: `keras.utils.set_random_seed` decides it.
+                self.random = np.random.default_rng(random.randint(1, 10**9))
+            numbers = self.random.permutation(view.rows)
+        return np.split(numbers, np.cumsum(view.sizes)[:-1])
+
+    def end_epoch(self) -> None:
+        """Ends the recording of an epoch, if there is one."""
+        view, self.current, self.replayed = self.current, None, None
+        if view is None or not view.sizes:
+            return
+        view.close()
+        self.views.append(view)
+        self.rows_of_epoch = self.rows_of_epoch or view.rows
+        self._count()
+        if len(self.views) == 1:
+            self._limit(int(self.room // max(1, view.nbytes)), view.nbytes)
+
+    def check_room(self) -> None:
+        """Stops the recording of this epoch if the memory doesn't hold it."""
+        view = self.current
+        if view is not None and view.is_full():
+            self.current = None
+            self._limit(len(self.views), view.expected_bytes)
+
+    def _limit(self, fitting: int, size: int) -> None:
+        """Records only as many views as fit into the memory."""
+        if fitting >= self.wanted:
+            return
+        self.wanted = max(fitting, len(self.views))
+        if not self.is_told:
+            self.is_told = True
+            tell(_of_memory(self.wanted, self.asked, size, self.room))
+
+    def close(self) -> None:
+        """Frees everything; the statistics stay."""
+        counts = self.stats.views, self.stats.rows, self.stats.bytes
+        self.drop()
+        self.stats.views, self.stats.rows, self.stats.bytes = counts
+
+
+def _of_memory(kept: int, asked: int, size: int, room: float) -> str:
+    """Returns the warning about views that the memory doesn't hold."""
+    holds = f"`max_bytes` leaves {readable(room)} for views, and one takes {readable(size)}"
+    needed = f"{asked} take {readable(asked * size)}" if asked > 1 else ""
+    what = f"keeps {kept} of {asked} views" if kept else "keeps no view, so each epoch runs in full"
+    return (
+        f"{what}: {holds}{'; ' if needed else ''}{needed}. Raise `max_bytes`, or halve the bytes "
+        "with dtype='float16'."
+    )

@@ -1,0 +1,82 @@
+"""Makes the epoch iterator of a `fit` yield row numbers of a recording, without asking for data.
+
+Private names used here were tried on Keras 3.12.0 and 3.15.1: `EpochIterator._enumerate_iterator`,
+`_get_iterator`, `_current_iterator`, `TFEpochIterator._distributed_dataset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_freeze.errors import FreezeError
+
+Array = np.ndarray[Any, Any]
+
+
+class ReplayedBatches(Iterator[Any]):
+    """The data of one call of a train function: row numbers of a recording.
+
+    Args:
+        numbers: the row numbers of each batch.
+        iterator: Keras' epoch iterator.
+    """
+
+    def __init__(self, numbers: list[Array], iterator: Any):
+        self.numbers = numbers
+        dataset = getattr(iterator, "_distributed_dataset", None)
+        self.element_spec = getattr(dataset, "element_spec", None)  # on TensorFlow
+
+    def __next__(self) -> Any:
+        raise FreezeError(
+            "A callback replaced the model's `train_function` within an epoch in which "
+            "BottleneckCache(views=...) replays a recording. Replace it in `on_epoch_begin`, or "
+            "train without `views`."
+        )
+
+
+def put(iterator: Any, groups: Callable[[], Iterator[list[Array]]]) -> None:
+    """Makes an epoch iterator yield a recording when it is next iterated over, which `fit` does.
+
+    Anybody else who iterates over it later gets batches.
+
+    Args:
+        iterator: Keras' epoch iterator.
+        groups: returns the row numbers of the batches of each call, in order.
+    """
+
+    def replay() -> Iterator[tuple[int, int, Any]]:
+        put_back(iterator)
+        return _calls(iterator, groups())
+
+    iterator._enumerate_iterator = replay
+
+
+def put_back(iterator: Any) -> None:
+    """Undoes `put`."""
+    vars(iterator).pop("_enumerate_iterator", None)
+
+
+def _calls(iterator: Any, groups: Iterator[list[Array]]) -> Iterator[tuple[int, int, Any]]:
+    """Yields (first step, last step, data of the call) as Keras' iterator does."""
+    on_torch = keras.backend.backend() == "torch"  # Keras takes one item of the data there
+    step = 0
+    for numbers in groups:
+        steps = max(len(numbers), iterator.steps_per_execution)
+        batches = ReplayedBatches(numbers, iterator)
+        yield step, step + steps - 1, iter([batches]) if on_torch else batches
+        step += steps
+
+
+def replayed(args: tuple[Any, ...]) -> ReplayedBatches | None:
+    """Returns the row numbers, if Keras called its train function with these arguments for them."""
+    data = args[-1][0] if isinstance(args[-1], list) and args[-1] else args[-1]
+    return data if isinstance(data, ReplayedBatches) else None
+
+
+def live_batches(iterator: Any) -> Iterator[Any]:
+    """Returns an iterator over the batches that the user's data give."""
+    return iter(iterator._current_iterator or iterator._get_iterator())
