@@ -50,6 +50,16 @@ MAY_IMPORT_WITHIN = {
         "checks": {"not_cacheable", "storage", "backends"},
         "serving": {"not_cacheable", "cache_stats", "storage", "cutting", "backends", "checks"},
         "cache": {"not_cacheable", "cache_stats", "storage", "cutting", "checks", "serving"},
+        "recording": {
+            "not_cacheable",
+            "cache_stats",
+            "storage",
+            "cutting",
+            "backends",
+            "checks",
+            "serving",
+        },
+        "views_cache": {"cache", "cache_stats", "storage", "cutting", "serving", "recording"},
     },
 }
 KNOW_KERAS_INSIDE = {"graph", "keras_internals"}

@@ -50,8 +50,8 @@ class BottleneckCache(PublicCallback):
 
     Attributes:
         stats: a `CacheStats` of the last `fit`, with `hits`, `misses`, `rows`, `bytes`,
-            `base_passes`, `cuts`, `views`, `replayed`, `pulled`, `grouped`, `enabled`, `validation_only`,
-            `reason`.
+            `base_passes`, `cuts`, `views`, `replayed`, `pulled`, `grouped`, `enabled`,
+            `validation_only`, `reason`.
 
     Raises:
         CacheError: `views`, `shuffle`, `dtype` or `max_bytes` is invalid.

@@ -170,8 +170,8 @@ def view_line(
         fitting: how many such views the memory holds.
 
     Examples:
-        >>> view_line(1, 20, 3, 540, 4_423_680, 1500)
-        'BottleneckCache, epoch 1 of 20: recorded view 1 of 3, 540 rows, 4.4 MB; `max_bytes` holds 1,500'
+        >>> view_line(1, 9, 3, 540, 4.4e6, 90)
+        'BottleneckCache, epoch 1 of 9: recorded view 1 of 3, 540 rows, 4.4 MB; `max_bytes` holds 90'
     """
     of = f" of {epochs}" if epochs else ""
     return (

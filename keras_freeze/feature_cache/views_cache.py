@@ -80,7 +80,7 @@ class ViewsCache:
 
     def begin_epoch(self, iterator: Any, epochs: int, left: int | None) -> None:
         """Prepares a training epoch; the arguments are those of `FeatureCache.begin_epoch`."""
-        self.validation.epochs = epochs
+        self.validation.begin_epoch(iterator, epochs)
         room = self.max_bytes - self.validation.store.nbytes
         self.recorder.begin_epoch(iterator, left, epochs, room)
 

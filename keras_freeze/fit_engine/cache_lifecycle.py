@@ -60,14 +60,15 @@ class CacheLifecycle:
         arguments = cached_model, callback.stats, callback.byte_limit, dtype
         validates = callbacks_of_fit.validates()
         self.cache: FeatureCache | ViewsCache
+        self.lines: CacheLines | ViewsLines
         if callback.views is None:
             self.cache = FeatureCache(*arguments, validates=validates)
+            self.lines = CacheLines(self.cache, epochs, verbose=callback.verbose)
         else:
-            views, shuffle = callback.views, callback.shuffle
-            self.cache = ViewsCache(*arguments, views=views, shuffle=shuffle, validates=validates)
+            views = {"views": callback.views, "shuffle": callback.shuffle}
+            self.cache = ViewsCache(*arguments, **views, validates=validates)
+            self.lines = ViewsLines(self.cache, epochs, verbose=callback.verbose)
         self.cache.set_alone(alone)
-        lines = CacheLines if isinstance(self.cache, FeatureCache) else ViewsLines
-        self.lines = lines(self.cache, epochs, verbose=callback.verbose)
 
     @property
     def server(self) -> FeatureCache | ViewsCache | None:

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from keras_freeze.errors import warn
-from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.fit_engine.cache_lifecycle import CacheLifecycle
 from keras_freeze.fit_engine.collect_stage_report import trainable_layers
 from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.keras_internals import learning_rates, step_functions
-from keras_freeze.keras_internals.replace_step_functions import GuardedStep
+from keras_freeze.keras_internals.replace_step_functions import GuardedStep, Server
 from keras_freeze.keras_internals.trainable_flags import (
     apply_flags,
     differ,
@@ -141,7 +140,7 @@ class TrainableChanges:
         self.trainable = trainable_layers(self.plan.tree)
         self.refresh(made=True)
 
-    def _find_server(self) -> FeatureCache | None:
+    def _find_server(self) -> Server | None:
         if self.caching is None:
             return None
         self.caching.follow(self.clock.number)

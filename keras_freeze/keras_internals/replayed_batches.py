@@ -38,7 +38,9 @@ class ReplayedBatches(Iterator[Any]):
         )
 
 
-def put(iterator: Any, groups: Callable[[], Iterator[list[Array]]]) -> None:
+def put(
+    iterator: Any, groups: Callable[[], Iterator[list[Array]]], draw: Callable[[], None]
+) -> None:
     """Makes an epoch iterator yield a recording when it is next iterated over, which `fit` does.
 
     Anybody else who iterates over it later gets batches.
@@ -46,11 +48,12 @@ def put(iterator: Any, groups: Callable[[], Iterator[list[Array]]]) -> None:
     Args:
         iterator: Keras' epoch iterator.
         groups: returns the row numbers of the batches of each call, in order.
+        draw: draws random numbers as an iteration over the user's data does.
     """
 
     def replay() -> Iterator[tuple[int, int, Any]]:
         put_back(iterator)
-        return _calls(iterator, groups())
+        return _calls(iterator, groups(), draw)
 
     iterator._enumerate_iterator = replay
 
@@ -60,15 +63,21 @@ def put_back(iterator: Any) -> None:
     vars(iterator).pop("_enumerate_iterator", None)
 
 
-def _calls(iterator: Any, groups: Iterator[list[Array]]) -> Iterator[tuple[int, int, Any]]:
+def _calls(
+    iterator: Any, groups: Iterator[list[Array]], draw: Callable[[], None]
+) -> Iterator[tuple[int, int, Any]]:
     """Yields (first step, last step, data of the call) as Keras' iterator does."""
     on_torch = keras.backend.backend() == "torch"  # Keras takes one item of the data there
     step = 0
+    if iterator.steps_per_epoch is None:
+        draw()
     for numbers in groups:
         steps = max(len(numbers), iterator.steps_per_execution)
         batches = ReplayedBatches(numbers, iterator)
         yield step, step + steps - 1, iter([batches]) if on_torch else batches
         step += steps
+    if iterator.steps_per_epoch is None and iterator.num_batches:
+        draw()  # Keras begins a second iteration, which it doesn't use
 
 
 def replayed(args: tuple[Any, ...]) -> ReplayedBatches | None:
@@ -79,4 +88,5 @@ def replayed(args: tuple[Any, ...]) -> ReplayedBatches | None:
 
 def live_batches(iterator: Any) -> Iterator[Any]:
     """Returns an iterator over the batches that the user's data give."""
-    return iter(iterator._current_iterator or iterator._get_iterator())
+    current = iterator._current_iterator
+    return iter(iterator._get_iterator() if current is None else current)

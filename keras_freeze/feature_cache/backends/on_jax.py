@@ -231,6 +231,10 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     return array if jax.default_backend() == "cpu" else jax.device_put(array)
 
 
+def draw_as_data_do() -> None:
+    """Does nothing: only PyTorch draws a number when data are iterated over."""
+
+
 def alike(array: np.ndarray[Any, Any], *, is_array: bool) -> Any:
     """Returns an array as it is, or as a tensor on the device."""
     return array if is_array else jax.device_put(array)

@@ -199,6 +199,10 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     return tf.convert_to_tensor(array)
 
 
+def draw_as_data_do() -> None:
+    """Does nothing: only PyTorch draws a number when data are iterated over."""
+
+
 def alike(array: np.ndarray[Any, Any], *, is_array: bool) -> Any:
     """Returns an array as it is, or as a tensor."""
     return array if is_array else to_tensor(array)

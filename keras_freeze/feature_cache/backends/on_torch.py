@@ -208,6 +208,11 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     return keras.ops.convert_to_tensor(torch.from_numpy(array))
 
 
+def draw_as_data_do() -> None:
+    """Draws a number, as each iteration over a DataLoader does: Dropout uses the same generator."""
+    torch.empty((), dtype=torch.int64).random_()
+
+
 def alike(array: np.ndarray[Any, Any], *, is_array: bool) -> Any:
     """Returns an array as it is, or as a tensor on the device."""
     return array if is_array else to_tensor(array)

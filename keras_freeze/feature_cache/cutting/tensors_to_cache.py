@@ -22,7 +22,7 @@ class StageCuts:
         values: the values to cache: those of the cut, and those of later stages' cuts that don't
             change until then.
         later: whether a later stage has a cut.
-        given: the places of the inputs that layers after the cut read, in this stage or a later one.
+        given: places of the inputs that layers after the cut read, in this stage or a later one.
     """
 
     cut: Cut

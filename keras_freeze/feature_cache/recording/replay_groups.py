@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class ReplayGroups:
     def forget(self) -> None:
         """Frees the tables."""
         self.of_view: dict[int, Tables] = {}
+        self.rows: int | None = None  # in each batch of a group
 
     def begin_epoch(
         self, served: StageServer | None, view: View, per_call: int, epochs: int
@@ -88,15 +90,14 @@ class ReplayGroups:
         step = 0
         while step < len(numbers):
             end = step + (max(1, self.sizes.size("train")) if self.is_on else per_call)
-            group = numbers[step:end]
-            if self.is_on:
-                group = [rows for rows in group if len(rows) == len(group[0])]
+            group = _alike(numbers[step:end]) if self.is_on else numbers[step:end]
             yield group
             step += len(group)
 
     def can_run(self, view: View, numbers: list[Array]) -> bool:
         """Returns True if these batches of a recording run in one call: not if one is smaller."""
-        is_regular = {len(rows) for rows in numbers} == {view.sizes[0]}
+        self.rows = self.rows or max(view.sizes)
+        is_regular = {len(rows) for rows in numbers} == {self.rows}
         return self.is_on and is_regular and not self.sizes.times["train"].is_off
 
     def run(
@@ -111,3 +112,8 @@ class ReplayGroups:
         rows = np.stack(numbers)
         tables = self.of_view[id(view)]
         return served.loop("train").run(state, tables, rows, rows, len(view.sizes))
+
+
+def _alike(numbers: list[Array]) -> list[Array]:
+    """Returns the first batches, as many as have the same number of rows."""
+    return list(takewhile(lambda rows: len(rows) == len(numbers[0]), numbers))

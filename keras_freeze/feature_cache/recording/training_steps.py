@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from keras_freeze.feature_cache.backends.step_loops.batch_tables import CannotLoopError
@@ -67,14 +68,16 @@ class TrainingSteps:
 
     def begin_epoch(self, iterator: Any, epochs: int) -> None:
         """Prepares an epoch; `epochs` are left until the end of the stage."""
-        self.iterator, self.live = iterator, None
+        self.iterator = iterator
+        self.live: Any = None  # the user's batches, if a replay can't go on
         self.batches.num_batches = iterator.num_batches
         replayed_batches.put_back(iterator)
         if (view := self.recordings.replayed) is not None:
             per_call = iterator.steps_per_execution
             self.groups.begin_epoch(self.served, view, per_call, epochs)
             numbers = self.recordings.order(view)
-            replayed_batches.put(iterator, lambda: self.groups.batches(numbers, per_call))
+            batches = partial(self.groups.batches, numbers, per_call)
+            replayed_batches.put(iterator, batches, self.backend.draw_as_data_do)
 
     def run(self, args: tuple[Any, ...], plain: Plain) -> Any:
         """Runs a training step, or a group of replayed steps.

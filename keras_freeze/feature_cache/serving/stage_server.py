@@ -40,7 +40,7 @@ class StageServer:
         backend: the module of the backend.
         dtype: dtype in which float features are kept; None = their own.
         training: False = only validation steps are served.
-        records: whether epochs are recorded as they run, so that the prefix may draw random numbers.
+        records: whether epochs are recorded as they run, so that the prefix may be random.
     """
 
     def __init__(

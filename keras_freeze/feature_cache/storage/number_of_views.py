@@ -16,7 +16,7 @@ def check_views(views: Any) -> int | None:
     """
     if views is None:
         return None
-    if isinstance(views, numbers.Integral) and not isinstance(views, bool) and views >= 1:
+    if isinstance(views, numbers.Integral) and not isinstance(views, bool) and int(views) >= 1:
         return int(views)
     raise CacheError(
         "`views` must be None (no recording) or the number of epochs to record, an integer of 1 or "
