@@ -32,7 +32,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Workload:
         """Returns a smaller workload of the same kind."""
         rows = (max(2 * self.batch, self.rows[0] // 4), max(self.batch, self.rows[1] // 4))
         epochs = (max(2, self.epochs[0] // 2), self.epochs[1] // 2)
-        return Workload(self.make, self.size, rows, self.batch, epochs, self.cut, self.pooling)
+        return replace(self, rows=rows, epochs=epochs)
 
     def base(self) -> Any:
         keras.utils.set_random_seed(0)
@@ -146,25 +146,40 @@ def by_hand(work: Workload, train: Any, val: Any) -> dict[str, list[float]]:
 def limit(work: Workload, train: Any, val: Any) -> dict[str, Any]:
     """Runs both phases on features. Returns the seconds, and L from the median epochs."""
     base = work.base()
-    taps = [base.output] + ([base.get_layer(work.cut).output] if work.epochs[1] else [])
-    prefix = keras.Model(base.input, taps)
-    parts = [prefix.predict(x, batch_size=work.batch, verbose=0) for x, _ in (train, val)]
-    parts = [part if isinstance(part, list) else [part] for part in parts]
+    prefix = prefix_of(work, base)
+    parts = [features(work, prefix, x) for x, _ in (train, val)]
     ends = EpochTimes()
+    fit_tails(work, base, parts, (train[1], val[1]), ends)
+    again = time.perf_counter()
+    features(work, prefix, train[0])
+    once = time.perf_counter() - again
+    return {"extra": once, "steady": steady(work, once, ends.seconds)}
+
+
+def prefix_of(work: Workload, base: Any) -> Any:
+    """Returns the model from the images to the features of each phase."""
+    taps = [base.output] + ([base.get_layer(work.cut).output] if work.epochs[1] else [])
+    return keras.Model(base.input, taps)
+
+
+def features(work: Workload, prefix: Any, x: np.ndarray) -> list[np.ndarray]:
+    """Returns the features of each phase."""
+    part = prefix.predict(x, batch_size=work.batch, verbose=0)
+    return part if isinstance(part, list) else [part]
+
+
+def fit_tails(work: Workload, base: Any, parts: Any, targets: Any, ends: EpochTimes) -> None:
+    """Fits each phase's tail on the features of the training and the validation rows."""
     head_layers = work.head()
     head = compiled(keras.Sequential([keras.Input(base.output_shape[1:]), *head_layers]))
-    sets = [(part[0], y) for part, (_, y) in zip(parts, (train, val), strict=True)]
+    sets = [(part[0], y) for part, y in zip(parts, targets, strict=True)]
     fit(head, *sets, work.batch, work.epochs[0], [ends])
     if work.epochs[1]:
         names = [layer.name for layer in base.layers]
         behind = base.layers[names.index(work.cut) + 1 :]
-        tail = [keras.Input(taps[1].shape[1:]), *behind, *head_layers]
-        sets = [(part[1], y) for part, (_, y) in zip(parts, (train, val), strict=True)]
+        sets = [(part[1], y) for part, y in zip(parts, targets, strict=True)]
+        tail = [keras.Input(sets[0][0].shape[1:]), *behind, *head_layers]
         fit(compiled(keras.Sequential(tail)), *sets, work.batch, work.epochs[1], [ends])
-    again = time.perf_counter()
-    prefix.predict(train[0], batch_size=work.batch, verbose=0)
-    once = time.perf_counter() - again
-    return {"extra": once, "steady": steady(work, once, ends.seconds)}
 
 
 def steady(work: Workload, prefix: float, epochs: list[float]) -> float:
@@ -176,6 +191,14 @@ def steady(work: Workload, prefix: float, epochs: list[float]) -> float:
 
 def ours(work: Workload, train: Any, val: Any) -> dict[str, Any]:
     cache = BottleneckCache(verbose=0)
+    logs = one_fit(work, train, val, cache)
+    assert cache.stats.enabled, cache.stats.reason
+    assert cache.stats.base_passes == 1.0
+    return logs
+
+
+def one_fit(work: Workload, train: Any, val: Any, cache: BottleneckCache) -> dict[str, Any]:
+    """Runs both phases in one `fit`."""
     callbacks: list[Any] = [FreezeBase("base"), cache]
     model = work.model()
     if work.epochs[1]:
@@ -183,10 +206,7 @@ def ours(work: Workload, train: Any, val: Any) -> dict[str, Any]:
         behind = names[names.index(work.cut) + 1]
         stages = {work.epochs[0]: f"{behind}:"}
         callbacks.append(GradualUnfreeze(stages, optimizer="reset", verbose=0))
-    logs = fit(model, train, val, work.batch, sum(work.epochs), callbacks)
-    assert cache.stats.enabled, cache.stats.reason
-    assert cache.stats.base_passes == 1.0
-    return logs
+    return fit(model, train, val, work.batch, sum(work.epochs), callbacks)
 
 
 class EpochTimes(keras.callbacks.Callback):
