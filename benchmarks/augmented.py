@@ -91,7 +91,10 @@ WORKLOAD = Augmented(keras.applications.VGG19, 64, (540, 200), 20, (10, 10), "bl
 
 
 class AlwaysOn(keras.layers.Layer):
-    """Calls random layers as in training, also in `predict`."""
+    """Calls random layers as in training, also in `predict`.
+
+    It says what it makes, as Keras would find out slowly on PyTorch.
+    """
 
     def __init__(self, inner: list[Any]) -> None:
         super().__init__()
@@ -101,6 +104,13 @@ class AlwaysOn(keras.layers.Layer):
         for layer in self.inner:
             inputs = layer(inputs, training=True)
         return inputs
+
+    def build(self, input_shape: Any) -> None:
+        for layer in self.inner:
+            layer.build(input_shape)
+
+    def compute_output_spec(self, inputs: Any) -> Any:
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
 
 
 def views_path(views: int) -> Callable[..., dict[str, float]]:
@@ -112,7 +122,7 @@ def views_path(views: int) -> Callable[..., dict[str, float]]:
         two_phase.one_fit(work, train, val, cache)
         took = time.perf_counter() - start
         assert cache.stats.enabled, cache.stats.reason
-        assert cache.stats.views == views
+        assert cache.stats.views == cache.stats.base_passes == views
         assert cache.stats.replayed == sum(work.epochs) - views
         return {name_of(views): took}
 
@@ -131,6 +141,7 @@ def stock(work: Augmented, train: Any, val: Any) -> dict[str, float]:
 
 def limits(work: Augmented, train: Any, val: Any, views: list[int]) -> dict[str, float]:
     """Returns the limit of each number of views, and the same without tracing or compiling."""
+    began = time.perf_counter()
     base, ends = work.base(), EpochTimes()
     shape = base.input_shape[1:]
     augmented = keras.Sequential([keras.Input(shape), AlwaysOn(work.augmentation())])
@@ -145,7 +156,7 @@ def limits(work: Augmented, train: Any, val: Any, views: list[int]) -> dict[str,
     validated = two_phase.features(work, prefix, val[0])
     validation = time.perf_counter() - start
     two_phase.fit_tails(work, base, (recorded, validated), (train[1], val[1]), ends)
-    rest = time.perf_counter() - start
+    rest = time.perf_counter() - began - sum(passes)
     first, second = ends.seconds[: work.epochs[0]], ends.seconds[work.epochs[0] :]
     steady = validation + sum(len(part) * statistics.median(part) for part in (first, second))
     found = {f"limit {each}": sum(passes[:each]) + rest for each in views}
@@ -159,7 +170,7 @@ def measure(work: Augmented, options: argparse.Namespace) -> dict[str, Any]:
     views: list[int] = options.views
     paths: dict[str, Callable[..., dict[str, float]]] = {
         "stock": stock,
-        "limit": lambda *of: limits(*of, views),
+        "limit": lambda work, train, val: limits(work, train, val, views),
         **{name_of(each): views_path(each) for each in views},
     }
     paths = {name: path for name, path in paths.items() if name.split()[0] in options.paths}
@@ -180,8 +191,8 @@ def ratios(seconds: dict[str, list[float]], views: list[int]) -> dict[str, dict[
 
     def ratio(above: str, views: int) -> float:
         values, ours = seconds.get(above, []), seconds.get(name_of(views), [])
-        pairs = list(zip(values, ours, strict=False))
-        return statistics.median(a / b for a, b in pairs) if pairs else float("nan")
+        each = [a / b for a, b in zip(values, ours, strict=False)]
+        return statistics.median(each) if each else float("nan")
 
     return {
         str(each): {
