@@ -1,6 +1,6 @@
 """What recorded views cost in accuracy: none, live augmentation, and `BottleneckCache(views=K)`.
 
-    KERAS_BACKEND=jax python benchmarks/views_accuracy.py [--small] [--seeds 10] [--epochs 80]
+    KERAS_BACKEND=jax python benchmarks/views_accuracy.py [--small] [--seeds 20] [--epochs 80]
                                                           [--tasks digits "mnist 5-9"]
                                                           [--conditions none "views 4" live]
                                                           [--output FILE.json] [--plot FILE.svg]
@@ -61,7 +61,7 @@ EPOCHS, HEAD_ALONE = 80, 0.6  # the share of the epochs in which the base is fro
 RATES = (3e-3, 3e-4)  # of the head, and of fine-tuning
 BATCH = 5
 VIEWS = (1, 2, 4, 8)
-SEEDS = 10
+SEEDS = 20
 
 
 @dataclass(frozen=True)
