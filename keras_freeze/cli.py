@@ -47,6 +47,7 @@ def _plan(options: argparse.Namespace) -> None:
         steps_per_epoch=options.steps_per_epoch,
         data=options.images,
         order=options.order,
+        views=options.views,
     )
     print(table)
 
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--order", default="stage", help="'stage', or 'memory' for the largest optimizer first"
     )
+    plan.add_argument("--views", type=int, help="number of epochs that a cache records")
     demo = commands.add_parser(
         "demo",
         help="one fit beside two fits, features by hand and training from scratch",

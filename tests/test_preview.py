@@ -294,6 +294,7 @@ def test_no_dash_has_no_note():
         ({1: "b3"}, {"data": (x for x in ())}, FreezeError, "`data` of preview"),
         ({1: "b3"}, {"data": 0}, FreezeError, "`data` of preview"),
         ({1: "b3"}, {"order": "size"}, FreezeError, "`order` must be"),
+        ({1: "b3"}, {"views": 0}, FreezeError, "`views` must be"),
     ],
 )
 def test_what_cannot_be_meant(stages: Any, options: Any, error: Any, message: str):
@@ -307,12 +308,32 @@ def test_a_model_that_is_not_built(model: Any):
         Schedule({1: "b3"}).preview(model)
 
 
+def test_views():
+    inputs = keras.Input((6,))
+    features = builders.functional_base()(L.GaussianNoise(0.1)(inputs))
+    model = builders.compiled(keras.Model(inputs, L.Dense(1, name="head")(features)))
+    exact = Schedule({2: "b3", 6: "all"}).preview(model, epochs=8, data=100)
+    assert exact[0]["cut"] is None, "the noise differs in each epoch"
+    table = Schedule({2: "b3", 6: "all"}).preview(model, epochs=8, data=100, views=3)
+    assert [row["cut"] for row in table] == [["b3"], ["b2"], None]
+    # b3's and b2's outputs, and the inputs, which the last stage reads.
+    assert table[0]["row_bytes"] == 4 * (8 + 8 + 6)
+    assert table[1]["row_bytes"] == 4 * (8 + 6)
+    assert table[0]["cache_bytes"] == 3 * 100 * table[0]["row_bytes"]
+    # All epochs of stage 0 are recorded, one of the four of stage 1.
+    assert table[0]["work_cached"] == table[0]["work"]
+    few = Schedule({2: "b3", 6: "all"}).preview(model, epochs=8, views=2)
+    assert few[1]["work_cached"] < table[1]["work_cached"] < table[1]["work"]
+
+
 def test_from_the_command_line(tmp_path: Path, capsys: Any):
     model, plan = tmp_path / "model.keras", tmp_path / "plan.yaml"
     builders.compiled(builders.nested()).save(model)
     plan.write_text('2: "b3"\n4: {unfreeze: all, layer_decay: 0.5}\n')
     assert main(["plan", str(model), str(plan), "--epochs", "6", "--images", "100"]) == 0
     assert "+ b1, b2" in capsys.readouterr().out
+    assert main(["plan", str(model), str(plan), "--images", "100", "--views", "4"]) == 0
+    assert "35.2 KB" in capsys.readouterr().out
     assert main(["plan", str(model), str(plan), "--epochs", "3"]) == 2
     assert "never reached" in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "no.keras"), str(plan)]) == 2

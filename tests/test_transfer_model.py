@@ -513,6 +513,17 @@ def flips() -> list[Any]:
     return [L.RandomFlip("horizontal", seed=1, name="flip")]
 
 
+def test_views_of_random_augmentation(tmp_path: Any):
+    x = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype("float32")
+    y = np.arange(20) % 3
+    model = compiled(TransferModel(convolutional(), 3, augment=flips(), cache={"views": 2}))
+    model.fit(x, y, batch_size=8, epochs=5, verbose=0)
+    assert (model.cache.stats.views, model.cache.stats.replayed) == (2, 3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert (loaded.cache.views, loaded.cache.shuffle) == (2, True)
+
+
 @pytest.mark.parametrize("cache", [None, "auto", True])
 def test_random_augmentation(cache: Any):
     """Before the base. It changes in each step, so nothing can be cached."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from typing import Any
 
@@ -21,6 +22,7 @@ from keras_freeze import (
     RecompileOnTrainableChange,
     Stage,
 )
+from keras_freeze.fit_engine import cache_lines
 from tests import builders
 from tests.builders import BACKEND
 from tests.in_groups import always_in_groups
@@ -551,7 +553,7 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]):
     lines = [line for line in capsys.readouterr().out.splitlines() if "BottleneckCache" in line]
     assert len(lines) == 2
     assert lines[0].startswith(
-        "BottleneckCache, epoch 1 of 4: recorded view 1 of 2, 28 rows, 1.0 KB"
+        "BottleneckCache, epoch 1 of 4: view 1 of 2 has 28 rows, 1.0 KB; memory for"
     )
     assert lines[1] == "BottleneckCache, from epoch 3 of 4: trains on 2 recorded views"
 
@@ -650,3 +652,26 @@ def test_any_views_epochs_and_stages(views: int, epochs: int, at: Any, unfreeze:
     period = views if views < epochs else epochs
     stats, _ = check(run, views=views, period=period)
     assert stats.replayed == max(0, epochs - views)
+
+
+# The line that recommends `views=1`
+
+
+class Slow(Augmented):
+    """Data that take most of an epoch to read."""
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("data", [Slow(1), Augmented(1), None], ids=["slow", "fast", "arrays"])
+def test_slow_data_are_told_of(
+    data: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cache_lines, "LEAST", 0.1)
+    model = builders.compiled(builders.nested())
+    given = {"x": X, "y": Y} if data is None else {"x": data}
+    model.fit(**given, epochs=3, verbose=0, callbacks=[FreezeBase(), BottleneckCache()])
+    told = "views=1 reads equal epochs once" in capsys.readouterr().out
+    assert told == isinstance(data, Slow)

@@ -170,13 +170,13 @@ def view_line(
         fitting: how many such views the memory holds.
 
     Examples:
-        >>> view_line(1, 9, 3, 540, 4.4e6, 90)
-        'BottleneckCache, epoch 1 of 9: recorded view 1 of 3, 540 rows, 4.4 MB; `max_bytes` holds 90'
+        >>> view_line(1, 20, 3, 540, 4.4e6, 1500)
+        'BottleneckCache, epoch 1 of 20: view 1 of 3 has 540 rows, 4.4 MB; memory for 1,500 views'
     """
     of = f" of {epochs}" if epochs else ""
     return (
-        f"BottleneckCache, epoch {epoch}{of}: recorded view 1 of {views}, {rows} rows, "
-        f"{readable(size)}; `max_bytes` holds {fitting:,}"
+        f"BottleneckCache, epoch {epoch}{of}: view 1 of {views} has {rows} rows, "
+        f"{readable(size)}; memory for {fitting:,} views"
     )
 
 
@@ -190,6 +190,20 @@ def replay_line(epoch: int, epochs: int | None, views: int) -> str:
     of = f" of {epochs}" if epochs else ""
     what = f"{views} recorded views" if views > 1 else "the recorded view"
     return f"BottleneckCache, from epoch {epoch}{of}: trains on {what}"
+
+
+def reading_line(share: float) -> str:
+    """Returns the line about a data pipeline that takes most of the time.
+
+    Args:
+        share: share of an epoch in which training waits for data.
+
+    Examples:
+        >>> reading_line(0.83)
+        'BottleneckCache: reading the data took 83 % of an epoch; views=1 reads equal epochs once'
+    """
+    took = f"reading the data took {100 * share:.0f} % of an epoch"
+    return f"BottleneckCache: {took}; views=1 reads equal epochs once"
 
 
 def readable(size: float) -> str:

@@ -100,6 +100,14 @@ class CacheLifecycle:
         self.cache.end_epoch()
         return self.lines.end_epoch(epoch)
 
+    def pulled(self) -> float:
+        """Returns the seconds that taking batches took within steps, since the last call."""
+        if isinstance(self.cache, ViewsCache):
+            return 0.0  # nobody asks for it
+        steps = self.cache.steps
+        seconds, steps.pull_seconds = steps.pull_seconds, 0.0
+        return seconds
+
     def begin_test(self, step: GuardedStep) -> None:
         """Prepares the cache for a validation within the fit."""
         step.follow_compile()

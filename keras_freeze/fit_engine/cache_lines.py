@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from keras_freeze.display.fit_messages import first_pass_line, pass_line, replay_line, view_line
+from keras_freeze.display.fit_messages import (
+    first_pass_line,
+    pass_line,
+    reading_line,
+    replay_line,
+    view_line,
+)
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.feature_cache.cutting.choose_cached_part import symbols_of
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import row_bytes
 from keras_freeze.feature_cache.views_cache import ViewsCache
+from keras_freeze.fit_engine.reading_time import ReadingTime
+
+MOST = 0.5  # share of an epoch's time, and
+LEAST = 1.0  # seconds in which training waits for data, above which a line says so
 
 
 class CacheLines:
@@ -57,6 +67,12 @@ class CacheLines:
         self.told.add(cache.stage)
         return pass_line(epoch + 1, self.epochs, cache.stats)
 
+    def end(self, reading: ReadingTime) -> str:
+        """Returns what to print at the end of the fit, of which `reading` took a part."""
+        is_read = self.cache.serves("train") and "train" not in self.cache.feeds
+        is_slow = reading.share > MOST and reading.reading > LEAST
+        return reading_line(reading.share) if self.verbose and is_read and is_slow else ""
+
 
 class ViewsLines:
     """The lines about recorded views: what a view takes, and where the replay begins.
@@ -72,6 +88,10 @@ class ViewsLines:
         self.epochs = epochs
         self.verbose = verbose
         self.replays = False
+
+    def end(self, reading: ReadingTime) -> str:
+        """Returns nothing: no line is printed at the end of the fit."""
+        return ""
 
     def begin_epoch(self, epoch: int) -> str:
         """Returns what to print before the batches of an epoch."""

@@ -13,6 +13,7 @@ from keras_freeze.fit_engine.make_plan import plan_of_callbacks
 from keras_freeze.fit_engine.plan_checks import warn_of_untrained_head
 from keras_freeze.fit_engine.plateau_stage_starts import Triggers, make_triggers
 from keras_freeze.fit_engine.preconditions import at_most_one, check_built, check_optimizer
+from keras_freeze.fit_engine.reading_time import ReadingTime
 from keras_freeze.fit_engine.run_per_stage_callbacks import Stops
 from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
@@ -61,6 +62,7 @@ class Conductor:
         self.rates = StageLearningRates(model, self.plan, self._mode)
         self.triggers = self._make_triggers()
         self.caching = self._make_caching(cache)
+        self.reading = ReadingTime()
         self.changes = TrainableChanges(model, self.plan, self.clock, self.rates, self.caching)
         told_by = self.freezing, self.gradual, self.recompile
         self.announcements = Announcements(model, self.plan, self.epochs, *told_by)
@@ -150,11 +152,16 @@ class Conductor:
         """Prepares the batches of an epoch, after the hooks of other callbacks."""
         self.rates.tell_of_others(self.clock.number)
         self.announcements.add(self._begin_cache())
+        self.reading.begin_epoch()
 
     def _begin_cache(self) -> str:
         epochs = self.clock.epochs_left(self.epochs)
         arguments = self.changes.step, self.clock.epoch, epochs
         return self.caching.begin_data(*arguments) if self.caching else ""
+
+    def end_step(self) -> None:
+        """Ends a training step."""
+        self.reading.end_step(self.caching.pulled() if self.caching is not None else 0.0)
 
     def end_data(self) -> None:
         """Ends an epoch and its validation."""
@@ -195,6 +202,8 @@ class Conductor:
 
     def end(self, logs: dict[str, Any]) -> None:
         """Ends the fit. `logs` are those of the last epoch."""
+        if self.caching is not None:
+            self.announcements.add(self.caching.lines.end(self.reading))
         self.announcements.show()
         self.rates.keep_original()
         callbacks = callbacks_of_fit.all_callbacks(self.callback_list)

@@ -51,6 +51,7 @@ class First(keras.callbacks.Callback):
         self.conductor.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.conductor.reading.begin_step()
         self.conductor.before_others_act(callbacks_of_fit.TRAIN_HOOKS)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -97,6 +98,7 @@ class Last(keras.callbacks.Callback):
             )
         if self.conductor.stops:
             self.conductor.stops.break_off()
+        self.conductor.end_step()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the validation of epoch {self.conductor.clock.epoch + 1}")

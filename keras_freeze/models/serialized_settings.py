@@ -15,7 +15,7 @@ from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 
 Plain = Any  # data that JSON can hold
-CACHE_ARGUMENTS = ("base", "dtype", "max_bytes", "verbose")
+CACHE_ARGUMENTS = ("base", "views", "shuffle", "dtype", "max_bytes", "verbose")
 
 
 def read_cache(cache: Any, augment: Sequence[Layer]) -> BottleneckCache | None:

@@ -47,7 +47,8 @@ class TransferModel(keras.Model):
         schedule: as in `GradualUnfreeze`; None = the base stays frozen.
         cache: None = no cache; True; a dict of `BottleneckCache`'s arguments; or a
             `BottleneckCache`. After random augmentation only validation can be cached, with a
-            `CacheWarning`. `"auto"` = a cache unless the augmentation is random.
+            `CacheWarning`, unless epochs are recorded: `{"views": 3}`. `"auto"` = a cache unless
+            the augmentation is random.
         name: the name of the model.
         surplus: not used; pass all arguments after `head` by name.
         unknown: not used.

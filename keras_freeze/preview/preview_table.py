@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_freeze.display.fit_messages import readable, shorten
 from keras_freeze.errors import check_choice
+from keras_freeze.feature_cache.storage.number_of_views import check_views
 from keras_freeze.preview.preview_footnotes import footnotes
 from keras_freeze.preview.stage_rows import ROOM, Row, memory_of, number_of_images, stage_rows
 from keras_freeze.schedule.plateau import Plateau
@@ -26,8 +27,10 @@ class Preview(list[Row]):
     rate), `warmup_steps`, `optimizer_bytes` (of all slots), `cut` (the layers whose outputs a cache
     would keep), `row_bytes` and `cache_bytes` (of one sample of the data, and of all), `work` and
     `work_cached` (floating point operations of a step without a cache, and with a cache after its
-    first pass, as a share of training the whole model). None = unknown; `why` gives the reason by
-    key, and so does a line under the table.
+    first pass, as a share of training the whole model). With `views`, `row_bytes` has the inputs
+    too that layers after the cut read, but no targets; `cache_bytes` is that of all views; and
+    `work_cached` is the mean over the stage's epochs, recorded ones included. None = unknown;
+    `why` gives the reason by key, and so does a line under the table.
     """
 
     def __str__(self) -> str:
@@ -60,6 +63,7 @@ def preview(
     data: Any,
     base: Any,
     order: str,
+    views: Any,
 ) -> Preview:
     """Returns the preview of a schedule: see `Schedule.preview`."""
     check_choice("order", order, ORDERS)
@@ -70,6 +74,7 @@ def preview(
         steps_per_epoch=steps_per_epoch,
         images=number_of_images(data),
         base=base,
+        views=check_views(views),
     )
     if order == "memory":
         rows.sort(key=memory_of, reverse=True)

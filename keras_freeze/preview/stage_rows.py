@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,23 +9,17 @@ import numpy as np
 
 from keras_freeze.display.fit_messages import shorten
 from keras_freeze.errors import FreezeError, ScheduleError
-from keras_freeze.feature_cache.cutting.choose_cached_part import ChosenCut, choose, symbols_of
-from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
-from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix
-from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
-from keras_freeze.feature_cache.not_cacheable import NOTHING_FROZEN, NotCacheableError
-from keras_freeze.feature_cache.storage.memory_limit_and_dtype import row_bytes
 from keras_freeze.fit_engine.collect_stage_report import names_of
 from keras_freeze.fit_engine.learning_rate_multipliers import multipliers_of
 from keras_freeze.fit_engine.make_plan import make_plan
 from keras_freeze.fit_engine.stage_learning_rates import stage_rates
 from keras_freeze.fit_engine.trainable_plan import Plan
-from keras_freeze.graph.flops import backward_flops, total_flops
 from keras_freeze.graph.layer_tree import count_params
 from keras_freeze.keras_internals import learning_rates
 from keras_freeze.keras_internals.estimate_optimizer_bytes import slot_bytes
 from keras_freeze.keras_internals.trainable_flags import flags_now, trained
 from keras_freeze.preview.preview_footnotes import reasons
+from keras_freeze.preview.work_of_stage import work_of_stage
 from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 
@@ -42,6 +35,7 @@ def stage_rows(
     steps_per_epoch: int | None,
     images: int | None,
     base: Any,
+    views: int | None,
 ) -> list[Row]:
     """Returns a row for each stage; the arguments are those of `Schedule.preview`."""
     if not isinstance(model, keras.Model) or not model.built:
@@ -61,15 +55,16 @@ def stage_rows(
         if stage is not None and now is not None and original is not None:
             resets = _resets(schedule, stage)
             now, shares = stage_rates(stage, number, now, shares, original, resets=resets)
+        begins, ends = _limits(schedule, number, epochs)
         row: Row = {
             "stage": number,
             "name": stage.name if stage is not None else "frozen base",
             "begins": stage.at if stage is not None else 0,
-            **_length(schedule, number, epochs, steps_per_epoch),
+            **_length(begins, ends, steps_per_epoch),
             **_layers(plan, number),
             **_rates(plan, number, now, shares),
             **_memory(plan, number, optimizer),
-            **_work(plan, number, model, epochs, images),
+            **work_of_stage(plan, number, model, (begins, ends), epochs, images, views),
         }
         triggers = _waits(schedule, number) or _waits(schedule, number + 1)
         row["why"] = reasons(row, row.pop("aside"), triggers, optimizer is not None)
@@ -95,10 +90,14 @@ def _resets(schedule: Schedule, stage: Stage) -> bool:
     return (stage.optimizer or schedule.optimizer) == "reset"
 
 
-def _length(schedule: Schedule, number: int, epochs: int | None, steps: int | None) -> Row:
-    """Returns the epochs and steps; None if a trigger decides or the end is unknown."""
+def _limits(schedule: Schedule, number: int, epochs: int | None) -> tuple[Any, Any]:
+    """Returns at what a stage begins and ends: an epoch, a trigger, or None if unknown."""
     begins = schedule[number].at if number else 0
-    ends = schedule[number + 1].at if number < len(schedule) else epochs
+    return begins, schedule[number + 1].at if number < len(schedule) else epochs
+
+
+def _length(begins: Any, ends: Any, steps: int | None) -> Row:
+    """Returns the epochs and steps; None if a trigger decides or the end is unknown."""
     if not isinstance(begins, int) or not isinstance(ends, int):
         return {"epochs": None, "steps": None}
     return {"epochs": ends - begins, "steps": (ends - begins) * steps if steps else None}
@@ -160,48 +159,6 @@ def _memory(plan: Plan, number: int, optimizer: Any) -> Row:
     learning = _trained(plan, number)
     known = slot_bytes(optimizer, learning) if optimizer is not None else None
     return {"optimizer_bytes": known}
-
-
-def _work(plan: Plan, number: int, model: Any, epochs: int | None, images: int | None) -> Row:
-    """Returns the cut of a cache, and the work as a share of training all layers uncached."""
-    now = _flags(plan, number)
-    later = [now | flags for flags in plan.flags_after(number, epochs)]
-    cached_model = CachedModel(model, plan.tree, plan.base_leaves, plan.base_leaves)
-    choice, aside = _choice(cached_model, now, later)
-    part = choice.part if choice is not None else None
-    row: Row = dict.fromkeys(("cut", "row_bytes", "cache_bytes", "work", "work_cached"))
-    row["aside"] = aside
-    if choice is not None and part is not None:
-        symbols = symbols_of(part)
-        size = None if symbols is None else row_bytes(symbols)
-        total = size * images if size is not None and images is not None else None
-        row |= {"cut": choice.names, "row_bytes": size, "cache_bytes": total}
-    program = cached_model.program if cached_model.is_readable else None
-    forward = total_flops(program, program.calls) if program is not None else 0.0
-    if program is None or not forward:
-        return row
-    backward = backward_flops(program, lambda layer: _trains(plan, layer, now))
-    row["work"] = (forward + backward) / (3 * forward)
-    if isinstance(part, GraphPrefix):
-        row["work_cached"] = (total_flops(program, part.cut.tail) + backward) / (3 * forward)
-    return row
-
-
-def _choice(
-    cached_model: CachedModel, now: Flags, later: Sequence[Flags]
-) -> tuple[ChosenCut | None, str]:
-    """Returns what a cache would serve in training, or why it would serve nothing."""
-    try:
-        cached_model.check()
-        choice = choose(cached_model, now, later)
-    except NotCacheableError as error:
-        return None, error.reason
-    return choice, NOTHING_FROZEN if choice.part is None else ""
-
-
-def _trains(plan: Plan, layer: Any, flags: dict[int, bool]) -> bool:
-    below = plan.tree.below(layer) if layer in plan.tree else []
-    return any(trained(leaf, flags) for leaf in below)
 
 
 def number_of_images(data: Any) -> int | None:

@@ -174,6 +174,7 @@ class Schedule(Presets):
         data: Any = None,
         base: Any = None,
         order: str = "stage",
+        views: Any = None,
     ) -> Any:
         """Shows what each stage will do to a model, before any training.
 
@@ -188,6 +189,7 @@ class Schedule(Presets):
             data: the number of rows (samples), or arrays as for `fit`, for the size of a cache.
             base: as in `GradualUnfreeze`.
             order: `"stage"`, or `"memory"`: the stage with the largest optimizer first.
+            views: as in `BottleneckCache`, for the size and the work of that many recorded epochs.
 
         Returns:
             A list of dicts, one for each stage, which is shown as a table, in notebooks too;
@@ -197,6 +199,7 @@ class Schedule(Presets):
         Raises:
             ScheduleError: a stage is never reached, or leaves nothing trainable.
             LayerMatchError: a selector matches no layer.
+            CacheError: `views` is invalid.
 
         Examples:
             >>> layers = [keras.layers.Dense(4, name=f"block{n}") for n in (1, 2)]
@@ -218,6 +221,7 @@ class Schedule(Presets):
             data=data,
             base=base,
             order=order,
+            views=views,
         )
 
     def __getitem__(self, number: int) -> Stage:

@@ -43,6 +43,7 @@ class StepRunner:
     Attributes:
         alone: for "train" and "test", whether no other callback acts on batches.
         has_stopped: whether the whole model runs until the epoch ends.
+        pull_seconds: time in which training steps took batches.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class StepRunner:
         self.grouped = GroupedSteps(features, tables, feeds, backend)
         self.trial = StepTrial()
         self.alone = {"train": False, "test": False}
+        self.pull_seconds = 0.0
 
     def begin_stage(self) -> None:
         """Begins a stage; nothing is served yet."""
@@ -136,7 +138,9 @@ class StepRunner:
         return result
 
     def _run_step(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
+        began = time.perf_counter()
         state, batches = self.backend.pull(args, self.model.steps_per_execution)
+        self.pull_seconds += time.perf_counter() - began if kind == "train" else 0.0
         if not batches:
             raise StopIteration
         served = self.find_served(kind)
