@@ -229,7 +229,7 @@ SIGNATURES = {
     FreezeBase: ["base", "batch_norm", "verbose"],
     GradualUnfreeze: ["schedule", "base", "optimizer", "batch_norm", "verbose"],
     RecompileOnTrainableChange: ["optimizer", "verbose"],
-    BottleneckCache: ["base", "dtype", "max_bytes", "verbose"],
+    BottleneckCache: ["base", "views", "shuffle", "dtype", "max_bytes", "verbose"],
     PerStage: ["callback"],
     Plateau: ["monitor", "patience", "min_delta", "mode", "min_epochs", "max_epochs"],
     Schedule: ["stages", "base", "optimizer", "batch_norm"],

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from keras_freeze import BottleneckCache, FreezeBase, GradualUnfreeze, Stage
 from keras_freeze.feature_cache.serving import group_sizes
-from keras_freeze.feature_cache.serving.group_sizes import GroupSizes
-from keras_freeze.feature_cache.serving.grouped_steps import GroupedSteps
+from keras_freeze.feature_cache.serving.group_sizes import GroupSizes, GroupTimer
 from tests import builders
 from tests.builders import BACKEND
 from tests.in_groups import always_in_groups
@@ -320,9 +319,12 @@ def test_the_progress_bar_counts_true_steps(capsys: pytest.CaptureFixture[str]):
     assert "7/6" not in shown
 
 
-def test_ctrl_c_between_two_groups_leaves_the_model_its_values(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("views", [None, 1])
+def test_ctrl_c_between_two_groups_leaves_the_model_its_values(
+    monkeypatch: pytest.MonkeyPatch, views: int | None
+):
     """On JAX, `fit` holds the values, and a group takes over the arrays of the group before."""
-    measure, calls = GroupedSteps._measure_last, []
+    measure, calls = GroupTimer.begin_group, []
 
     def interrupted(*args: Any) -> None:
         measure(*args)
@@ -330,11 +332,11 @@ def test_ctrl_c_between_two_groups_leaves_the_model_its_values(monkeypatch: pyte
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(GroupedSteps, "_measure_last", interrupted)
+    monkeypatch.setattr(GroupTimer, "begin_group", interrupted)
     model = builders.compiled(builders.nested())
     before = builders.weights(model)
     options = {"batch_size": 8, "verbose": 0}
-    callbacks = [FreezeBase(), BottleneckCache(verbose=0)]
+    callbacks = [FreezeBase(), BottleneckCache(views=views, verbose=0)]
     with pytest.raises(KeyboardInterrupt):
         model.fit(X, Y, epochs=9, callbacks=callbacks, **options)
     after = builders.weights(model)

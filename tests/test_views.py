@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from typing import Any
@@ -22,6 +23,7 @@ from keras_freeze import (
     RecompileOnTrainableChange,
     Stage,
 )
+from keras_freeze.feature_cache.recording.view import View
 from keras_freeze.fit_engine import cache_lines
 from tests import builders
 from tests.builders import BACKEND
@@ -624,13 +626,6 @@ def test_initial_epoch():
     assert (cache.stats.views, cache.stats.replayed) == (2, 5)
 
 
-class Leaves(keras.callbacks.Callback):
-    """Iterates over the batches of the running fit itself, as a logger of images does."""
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.seen = next(iter(self.data))
-
-
 @settings(deadline=None, max_examples=12)
 @given(
     views=st.integers(1, 4),
@@ -675,3 +670,35 @@ def test_slow_data_are_told_of(
     model.fit(**given, epochs=3, verbose=0, callbacks=[FreezeBase(), BottleneckCache()])
     told = "views=1 reads equal epochs once" in capsys.readouterr().out
     assert told == isinstance(data, Slow)
+
+
+@pytest.mark.parametrize("in_groups", [False, True])
+def test_the_progress_bar_counts_right(
+    in_groups: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    if in_groups:
+        always_in_groups(monkeypatch)
+    options = {"epochs": 6, "verbose": 1}
+    Run(options=options).fit(BottleneckCache(views=2, verbose=0), None)
+    shown = capsys.readouterr().out
+    assert shown.count(f"{BATCHES}/{BATCHES}") >= 6
+    assert f"{BATCHES + 1}/{BATCHES}" not in shown
+
+
+def test_no_recording_is_kept_after_fit():
+    cache = BottleneckCache(views=2, verbose=0)
+    Run(make=with_noise(dropout)).fit(cache, None)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, View)]
+    assert cache.stats.bytes > 0
+
+
+def test_rows_that_no_later_stage_needs_are_freed():
+    def size(stages: Any, epochs: int) -> int:
+        cache = BottleneckCache(views=2, verbose=0)
+        Run(stages=stages, options={"epochs": epochs}).fit(cache, None)
+        return cache.stats.bytes
+
+    both = size({4: "b3", 9: "all"}, 12)  # the last stage needs the inputs alone
+    assert both == 2 * ROWS * 4 * (6 + 1)
+    assert size({4: "b3"}, 12) == 2 * ROWS * 4 * (8 + 1)

@@ -127,23 +127,25 @@ class Recordings:
         if fitting >= self.wanted:
             return
         self.wanted = max(fitting, len(self.views))
-        if not self.is_told:
-            self.is_told = True
-            tell(_of_memory(self.wanted, self.asked, size, self.room))
+        if self.is_told:
+            return
+        self.is_told = True
+        left, one, all_views = (readable(n) for n in (self.room, size, self.asked * size))
+        if self.wanted:
+            tell(
+                f"keeps {self.wanted} of {self.asked} views: `max_bytes` leaves {left} for views, "
+                f"one takes {one}, {self.asked} take {all_views}. Raise `max_bytes`, or halve the "
+                "features' bytes with dtype='float16'."
+            )
+        else:
+            tell(
+                f"keeps no view, so each epoch runs in full: `max_bytes` leaves {left} for views, "
+                f"and one takes {one}. Raise `max_bytes`, or halve the features' bytes with "
+                "dtype='float16'."
+            )
 
     def close(self) -> None:
         """Frees everything; the statistics stay."""
         counts = self.stats.views, self.stats.rows, self.stats.bytes
         self.drop()
         self.stats.views, self.stats.rows, self.stats.bytes = counts
-
-
-def _of_memory(kept: int, asked: int, size: int, room: float) -> str:
-    """Returns the warning about views that the memory doesn't hold."""
-    holds = f"`max_bytes` leaves {readable(room)} for views, and one takes {readable(size)}"
-    needed = f"{asked} take {readable(asked * size)}" if asked > 1 else ""
-    what = f"keeps {kept} of {asked} views" if kept else "keeps no view, so each epoch runs in full"
-    return (
-        f"{what}: {holds}{'; ' if needed else ''}{needed}. Raise `max_bytes`, or halve the bytes "
-        "with dtype='float16'."
-    )
