@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from keras_freeze import BottleneckCache, CacheWarning, FreezeBase, GradualUnfreeze
 from keras_freeze.feature_cache.cutting.deterministic_layers import DeterministicLayers
 from keras_freeze.feature_cache.cutting.tensors_to_cache import cut_names, cuts_of_stages
+from keras_freeze.feature_cache.storage import row_hashes
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import (
     check_dtype,
     check_max_bytes,
@@ -99,6 +100,16 @@ def test_keys_are_equal_for_equal_rows_alone(numbers: list[int], dtype: str, arr
     rows = np.random.default_rng(0).integers(0, 2, (6, 40)).astype(dtype)
     keys = row_keys([rows[numbers].reshape(-1, 5, 8)] * arrays)
     assert [a == b for a in keys for b in keys] == [a == b for a in numbers for b in numbers]
+
+
+def test_several_threads_give_the_same_keys(monkeypatch: pytest.MonkeyPatch):
+    rows = np.random.default_rng(0).normal(size=(37, 50)).astype("float32")
+    alone = row_keys([rows]), row_keys([rows, rows[:, :3]])
+    monkeypatch.setattr(row_hashes, "PARALLEL", 1)
+    for threads in (2, 3, 8):
+        monkeypatch.setattr(row_hashes, "THREADS", threads)
+        assert (row_keys([rows]), row_keys([rows, rows[:, :3]])) == alone
+        assert row_keys([rows[:1]]) == alone[0][:1]
 
 
 def test_keys_know_shape_and_dtype_and_order_of_arrays():

@@ -67,7 +67,7 @@ class FeatureCache:
         tables = DeviceTables(self.store, self.backend)
         self.features = BatchFeatures(self.store, tables, self.checks, stats)
         self.dtype = dtype
-        self.feeds = Feeds(self.backend.to_tensor)
+        self.feeds = Feeds(self.backend, on_device=tables.on_device)
         serving = self.features, tables, self.feeds, self.backend, cached_model.model
         self.steps = StepRunner(*serving, self._find_served, self._stop)
         self.served: StageServer | None = None

@@ -79,6 +79,7 @@ class FeatureAdder:
         structure, specs = rows.specs()
         served.override.show(structure, specs)
         leaves = {str(place): rows.leaf(place) for place in served.shown(structure)}
+        leaves, y, sample_weight = self.feeds.sent((leaves, y, sample_weight))
         self.rows = rows.size
         if is_due and self.features.was_known:
             self.backend.wait(tensors)
@@ -93,4 +94,4 @@ class FeatureAdder:
             return NumberedRows(x.numbers, x.feed, places, self.store, self.backend, salt, at_once)
         if isinstance(x, Numbers):  # from an interrupted `fit`, if the user kept its iterator
             x = x.feed.x(x.numbers)
-        return HashedRows(x, served.places(x), self.store, self.backend, salt)
+        return HashedRows(x, served.places(x), self.store, self.backend, salt, self.feeds.sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import keras
@@ -48,14 +49,22 @@ class HashedRows:
         store: the store with the features.
         backend: module of the backend; reads tensors.
         salt: added to the keys: equal rows with different salts count as different.
+        send: sends the inputs to the device, if they aren't there.
     """
 
     def __init__(
-        self, x: Any, places: list[int], store: MemoryStore, backend: Backend, salt: bytes = b""
+        self,
+        x: Any,
+        places: list[int],
+        store: MemoryStore,
+        backend: Backend,
+        salt: bytes = b"",
+        send: Callable[[Any], Any] = lambda x: x,
     ):
         self.x = x
         self.flat = keras.tree.flatten(x)
         self.backend = backend
+        self.send = send
         self.arrays = [backend.to_numpy(self.flat[place]) for place in places]
         self.all_keys = [salt + key for key in row_keys(self.arrays)]
         self.slots = store.find(self.all_keys)
@@ -74,7 +83,7 @@ class HashedRows:
     def inputs(self, positions: Positions | None) -> Any:
         """Returns `x` of these rows; None = all rows."""
         if positions is None:
-            return self.x
+            return self.send(self.x)
         arrays = (self.backend.to_numpy(leaf)[positions] for leaf in self.flat)
         flat = [self.backend.to_tensor(array) for array in arrays]
         return keras.tree.pack_sequence_as(self.x, flat)

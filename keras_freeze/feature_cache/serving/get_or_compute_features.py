@@ -237,7 +237,7 @@ class BatchFeatures:
 
     def _report_nan(self, computed: Columns) -> None:
         for array in computed.values():
-            if keras.backend.is_float_dtype(array.dtype.name):
+            if keras.backend.is_float_dtype(array.dtype.name) and not _is_finite(array):
                 bad = ~np.isfinite(array.astype("float32")).reshape(len(array), -1).all(axis=1)
                 if bad.any() and self.checks.once("nan"):
                     count = f"{int(bad.sum())} of {len(bad)} rows"
@@ -259,6 +259,13 @@ class BatchFeatures:
                     "keep such layers out of the frozen part",
                 )
         self.checks.check_seconds += time.perf_counter() - began
+
+
+def _is_finite(array: Array) -> bool:
+    """Returns True if there is neither NaN nor infinity. May be False if the sum overflows."""
+    dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.float32
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum(dtype=dtype)))
 
 
 def _joined(parts: list[Array]) -> Array:

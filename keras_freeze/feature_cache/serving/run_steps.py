@@ -58,6 +58,7 @@ class StepRunner:
     ):
         self.features = features
         self.tables = tables
+        self.feeds = feeds
         self.backend = backend
         self.model = model
         self.find_served = find_served
@@ -159,4 +160,5 @@ class StepRunner:
         return self.adder.is_measured and self.trial.wants_whole(self.adder.is_clear, running)
 
     def _run_whole(self, plain: Plain, state: Any, batches: list[Batch]) -> Any:
-        return self.whole.step(plain(), state, [restored(batch) for batch in batches])
+        sent = [self.feeds.sent(restored(batch)) for batch in batches]
+        return self.whole.step(plain(), state, sent)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,8 @@ from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 
 Array = np.ndarray[Any, Any]
 Key = bytes
+THREADS = min(4, os.cpu_count() or 1)  # that hash a batch
+PARALLEL = 1 << 22  # bytes of a batch from which on several threads hash it
 
 
 def row_keys(arrays: list[Array]) -> list[Key]:
@@ -25,11 +30,20 @@ def row_keys(arrays: list[Array]) -> list[Key]:
     look = [(array.shape[1:], array.dtype.str) for array in arrays]
     seed = xxhash.xxh3_64_intdigest(repr(look).encode())
     views = [_bytes_of(array) for array in arrays]
+    rows = len(arrays[0])
+    if THREADS < 2 or rows < 2 or sum(view.nbytes for view, _ in views) < PARALLEL:
+        return _keys(views, seed, range(rows))
+    parts = [range(rows * n // THREADS, rows * (n + 1) // THREADS) for n in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:  # hashing a long row lets other threads run
+        return [key for keys in pool.map(partial(_keys, views, seed), parts) for key in keys]
+
+
+def _keys(views: list[tuple[memoryview, int]], seed: int, rows: range) -> list[Key]:
     if len(views) == 1:
         view, width = views[0]
         digest = xxhash.xxh3_128_digest
-        return [digest(view[i * width : (i + 1) * width], seed) for i in range(len(arrays[0]))]
-    return [_key_of_parts(views, row, seed) for row in range(len(arrays[0]))]
+        return [digest(view[i * width : (i + 1) * width], seed) for i in rows]
+    return [_key_of_parts(views, row, seed) for row in rows]
 
 
 def _bytes_of(array: Array) -> tuple[memoryview, int]:
