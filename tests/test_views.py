@@ -702,3 +702,38 @@ def test_rows_that_no_later_stage_needs_are_freed():
     both = size({4: "b3", 9: "all"}, 12)  # the last stage needs the inputs alone
     assert both == 2 * ROWS * 4 * (6 + 1)
     assert size({4: "b3"}, 12) == 2 * ROWS * 4 * (8 + 1)
+
+
+# Layers that Keras doesn't compile
+
+
+def rotated(supports_jit: bool = True) -> Any:
+    """Returns a model of images with a layer in front for which Keras compiles no step."""
+    inputs = keras.Input((8, 8, 3))
+    x = L.RandomRotation(0.1, name="noise")(inputs)
+    x = L.Rescaling(2.0)(x)
+    layers = [L.Conv2D(4, 3, name="b1"), L.BatchNormalization(name="bn"), L.Flatten(name="flat")]
+    layers[0].supports_jit = supports_jit
+    base = keras.Sequential([keras.Input((8, 8, 3)), *layers, L.Dense(4, name="b2")], name="base")
+    return keras.Model(inputs, L.Dense(1, name="head")(L.Dropout(0.2, seed=3)(base(x))))
+
+
+@pytest.mark.parametrize("supports_jit", [True, False])
+def test_layers_that_keras_does_not_compile(supports_jit: bool):
+    images = np.random.default_rng(0).normal(size=(ROWS, 8, 8, 3)).astype("float32")
+    run = Run(
+        make=lambda: rotated(supports_jit),
+        random=("noise",),
+        data=lambda _: {"x": images, "y": Y, "batch_size": BATCH},
+        stages={4: "b2"},
+        traced=True,
+    )
+    expected, expected_weights, _ = run.fit(None, 2)
+    cache = BottleneckCache(views=2, shuffle=False, verbose=0)
+    history, weights, _ = run.fit(cache, None)
+    assert cache.stats.base_passes == 2.0
+    for name, values in expected.items():  # JAX compiles what comes after the rotation
+        np.testing.assert_allclose(history[name], values, rtol=1e-6, err_msg=name)
+    for name, value in expected_weights.items():
+        if "seed" not in name:
+            np.testing.assert_allclose(weights[name], value, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -38,6 +38,12 @@ def adapters(layer: Layer) -> list[Any]:
     return [variable for variable in own_variables(layer) if variable.name.startswith("lora_")]
 
 
+def layers_of(operations: Iterable[Any]) -> list[Layer]:
+    """Returns the layers among operations, with all layers inside them, each once."""
+    layers = [one for one in operations if isinstance(one, keras.layers.Layer)]
+    return list({id(below): below for layer in layers for below in LayerTree(layer)}.values())
+
+
 def own_states(layer: Layer) -> list[Any]:
     """Returns the variables of `layer` itself that no optimizer updates: statistics, counters."""
     return list(layer._non_trainable_variables)  # tried on Keras 3.12.0 and 3.15.1

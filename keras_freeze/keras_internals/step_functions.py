@@ -145,6 +145,11 @@ def make_over(model: Model, kind: str, step: Callable[..., Any]) -> Callable[...
     return function
 
 
+def compiling(model: Model) -> AbstractContextManager[None]:
+    """Within it, the model's step functions are made as with `jit_compile=True`."""
+    return attribute(model, "_jit_compile", True)  # tried on Keras 3.12.0 and 3.15.1
+
+
 def _new_trace(model: Model, step: str) -> AbstractContextManager[None]:
     """Makes `model.train_step` (or `test_step`) unequal to earlier ones, to force a new trace.
 

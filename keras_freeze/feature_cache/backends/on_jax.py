@@ -14,7 +14,6 @@ import numpy as np
 from keras_freeze.feature_cache.backends.parallel_batches import side_by_side
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError, moved
 from keras_freeze.feature_cache.storage.row_hashes import Key, fingerprint, stride
-from keras_freeze.graph.layer_tree import is_seed
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import numbered
 from keras_freeze.keras_internals.temporary_attributes import Patch, attributes
 
@@ -66,7 +65,7 @@ def compiled(
     def prefix(state: tuple[Any, ...], batches: list[Any]) -> list[Any]:
         ((trainable, others, *_),) = state
         values = trainable, list(others)
-        if not _is_compiled(model):
+        if not is_compiled(model):
             return [run(*values, x) for x in batches]
         specs = str([(leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(batches[0])])
         if specs not in ready:
@@ -76,64 +75,14 @@ def compiled(
     return prefix
 
 
-def recorded(
-    model: Any,
-    function: Callable[[Any], Any],
-    inside: list[Any],
-    *,
-    is_trusted: bool,
-    is_alone: bool,
-) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
-    """Returns a function that runs `function` as a train step does, with its random draws.
-
-    It is (state, inputs of a batch) -> (features, new state).
-
-    Args:
-        model: the model that is fitted.
-        function: computes features from the inputs of a batch.
-        inside: variables of the layers that compute them. Code around these runs again in the step.
-        is_trusted: unused: it is traced, as the step is.
-        is_alone: unused: variables that aren't `inside` keep their values.
-    """
-    ids = {id(variable) for variable in inside}
-
-    def run(trainable: list[Any], others: list[Any], x: Any) -> tuple[Any, dict[int, Any]]:
-        variables = [*model.trainable_variables, *model.non_trainable_variables]
-        mapping = list(zip(variables, [*trainable, *others], strict=True))
-        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
-            features = function(x)
-        drawn = {}
-        for place, (variable, value) in enumerate(mapping, start=-len(trainable)):
-            new = scope.get_current_value(variable)
-            if new is not value and id(variable) in ids:
-                if not is_seed(variable):
-                    raise moved([variable])
-                drawn[place] = new
-        return features, drawn
-
-    ready: dict[str, Any] = {}
-
-    def prefix(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
-        ((trainable, others, *rest),) = state
-        whole = list(others)
-        key = str([(leaf.shape, leaf.dtype) for leaf in keras.tree.flatten(x)])
-        if _is_compiled(model) and key not in ready:
-            ready[key] = jax.jit(run).lower(trainable, whole, x).compile()
-        features, drawn = ready.get(key, run)(trainable, whole, x)
-        for place, value in drawn.items():
-            whole[place] = value
-        return features, ((trainable, whole, *rest),)
-
-    return prefix
-
-
-def _is_compiled(model: Any) -> bool:
+def is_compiled(model: Any) -> bool:
+    """Returns True if Keras compiles the model's steps."""
     return bool(model.jit_compile) and not model.run_eagerly
 
 
 def is_faster_together(model: Any) -> bool:
     """Returns True if computing several batches at once is faster, by the use of idle cores."""
-    return _is_compiled(model) and jax.default_backend() == "cpu"
+    return is_compiled(model) and jax.default_backend() == "cpu"
 
 
 class UsedStateStep:

@@ -67,41 +67,6 @@ def compiled(
     return prefix
 
 
-def recorded(
-    model: Any,
-    function: Callable[[Any], Any],
-    inside: list[Any],
-    *,
-    is_trusted: bool,
-    is_alone: bool,
-) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
-    """Returns a function that runs `function` as a train step does, with its random draws.
-
-    It is (state, inputs of a batch) -> (features, new state).
-
-    Args:
-        model: the model that is fitted.
-        function: computes features from the inputs of a batch.
-        inside: variables of the layers that compute them.
-        is_trusted: whether it calls Keras' own layers only.
-        is_alone: False if code around these layers runs too, and again in the step: its variables
-            keep their values.
-    """
-    prefix = compiled(model, function, is_trusted=is_trusted)
-    ids = {id(variable) for variable in inside}
-    every = [] if is_alone else [*model.non_trainable_variables, *model.metrics_variables]
-    around = [variable for variable in every if id(variable) not in ids]
-
-    def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
-        before = [tf.identity(variable.value) for variable in around]
-        (features,) = prefix(state, [x])
-        for variable, value in zip(around, before, strict=True):
-            variable.assign(value)
-        return features, state
-
-    return run
-
-
 def _tensors(x: Any) -> list[Any]:
     return [tf.convert_to_tensor(leaf) for leaf in keras.tree.flatten(x)]
 

@@ -70,47 +70,6 @@ def compiled(
     return run if is_trusted else lambda state, batches: [_without_draws(plain, x) for x in batches]
 
 
-def recorded(
-    model: Any,
-    function: Callable[[Any], Any],
-    inside: list[Any],
-    *,
-    is_trusted: bool,
-    is_alone: bool,
-) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
-    """Returns a function that runs `function` as a train step does, with its random draws.
-
-    It is (state, inputs of a batch) -> (features, new state).
-
-    Args:
-        model: the model that is fitted.
-        function: computes features from the inputs of a batch.
-        inside: variables of the layers that compute them.
-        is_trusted: whether it calls Keras' own layers only, none of which draws random numbers.
-        is_alone: False if code around these layers runs too, and again in the step: its variables
-            and PyTorch's generators keep their values.
-    """
-    prefix = compiled(model, function, is_trusted=True) if is_trusted else None
-    ids = {id(variable) for variable in inside}
-    every = [] if is_alone else [*model.non_trainable_variables, *model.metrics_variables]
-    around = [variable for variable in every if id(variable) not in ids]
-
-    def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
-        if prefix is not None:
-            return prefix(state, [x])[0], state
-        before = [variable.value.detach().clone() for variable in around]
-        generators = [] if is_alone else random_generators.states()
-        with torch.no_grad():
-            features = function(x)
-        for variable, value in zip(around, before, strict=True):
-            variable.assign(value)
-        if not is_alone:
-            random_generators.set_states(generators)
-        return features, state
-
-    return run
-
-
 def _without_draws(function: Callable[[Any], Any], x: Any) -> Any:
     """Calls a function that must not draw from PyTorch's generators.
 

@@ -104,6 +104,17 @@ def _all_below(layer: Layer) -> list[Layer]:
     return list(LayerTree(layer))
 
 
+def is_row_by_row(operation: Any) -> bool:
+    """Returns True for Keras' own layers that process each row independently of the batch.
+
+    False for operations that aren't layers, a Lambda, custom layers, and layers over the batch
+    axis.
+    """
+    axes = keras.tree.flatten(getattr(operation, "axis", None))
+    is_plain = is_of_keras(operation) and not isinstance(operation, keras.layers.Lambda)
+    return isinstance(operation, keras.layers.Layer) and is_plain and 0 not in axes
+
+
 def is_of_keras(layer: Any) -> bool:
     """Returns True for Keras' own layers, except those that wrap other code."""
     own = type(layer).__module__.split(".")[0] == "keras"

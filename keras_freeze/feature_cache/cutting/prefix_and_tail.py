@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from keras_freeze.feature_cache.cutting.find_cut import Cut, prefix_of
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.graph.flops import total_flops
 from keras_freeze.graph.layer_calls import Program, Value, mask_of, run, set_mask
-from keras_freeze.graph.layer_tree import LayerTree
+from keras_freeze.graph.layer_tree import LayerTree, layers_of
 
 Tensor = Any
 Features = dict[str, Tensor]  # by column: a tensor of the program, or its mask
@@ -30,6 +31,7 @@ class GraphPrefix:
 
     Attributes:
         places: the inputs from which the keys of rows are made; None = all.
+        run_calls: runs the layer calls: (values, training) -> None, adds to the values.
     """
 
     def __init__(self, program: Program, cut: Cut, values: tuple[Value, ...]):
@@ -37,6 +39,7 @@ class GraphPrefix:
         self.cut = cut
         self.values = values
         self.calls, places = prefix_of(program, values)
+        self.run_calls: Callable[[dict[Value, Tensor], Any], None] = partial(run, self.calls)
         self.places: list[int] | None = places
 
     def follow(self, part: Any) -> None:
@@ -46,8 +49,7 @@ class GraphPrefix:
     @property
     def layers(self) -> list[Any]:
         """All layers that the prefix runs."""
-        layers = [one for one in self.operations if isinstance(one, keras.layers.Layer)]
-        return list({id(below): below for layer in layers for below in LayerTree(layer)}.values())
+        return layers_of(self.operations)
 
     @property
     def operations(self) -> list[Any]:
@@ -67,7 +69,7 @@ class GraphPrefix:
 
     def prefix(self, inputs: Any, training: Any = None, mask: Any = None, **_: Any) -> Features:
         values = self._enter(inputs, mask)
-        run(self.calls, values, training)
+        self.run_calls(values, training)
         features = {str(number): values[number] for number in self.values}
         masks = {f"{number}.mask": mask_of(values[number]) for number in self.values}
         return features | {column: mask for column, mask in masks.items() if mask is not None}

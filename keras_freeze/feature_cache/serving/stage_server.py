@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, cast
 
 import keras
 
-from keras_freeze.feature_cache.cutting.deterministic_layers import is_of_keras
+from keras_freeze.feature_cache.cutting.deterministic_layers import is_row_by_row
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel, overridden_methods
 from keras_freeze.feature_cache.cutting.prefix_and_tail import Features, GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
@@ -19,10 +20,11 @@ from keras_freeze.feature_cache.not_cacheable import (
     not_told,
     obstacle,
 )
+from keras_freeze.feature_cache.serving.compiled_rest import CompiledRest
 from keras_freeze.feature_cache.serving.layer_call_override import CallOverride, Wire
 from keras_freeze.graph.layer_tree import Layer, LayerTree, hidden_layers
 from keras_freeze.keras_internals.inference_mode import frozen_calls
-from keras_freeze.keras_internals.step_functions import has_own_functions, make_over
+from keras_freeze.keras_internals.step_functions import compiling, has_own_functions, make_over
 from keras_freeze.keras_internals.temporary_attributes import Patch
 
 Model = Any
@@ -73,16 +75,28 @@ class StageServer:
         self.override = CallOverride(cached_model.model, container, part, call, wires, told)
         self.patches = [*frozen, *self.override.patches]
         self.lighter = backend.UsedStateStep(cached_model.model, self._hidden())
-        judge = cached_model.fixed(now)
-        draws = records and any(judge.why_not(one) in VARIES for one in part.operations)
-        self.is_trusted = self.alike and not draws and all(map(_is_row_by_row, part.operations))
+        self.records = records
+        self.step_loops, self.recorded_prefix = map(_of_backend, ("step_loops", "recorded_prefix"))
+        draws = records and self._compile_rest(now)
+        self.is_trusted = self.alike and not draws and all(map(is_row_by_row, part.operations))
         self.is_faster_together = self.is_trusted and backend.is_faster_together(cached_model.model)
         self._prefixes: dict[str, Callable[..., Any]] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
-        self.step_loops = importlib.import_module(
-            f"keras_freeze.feature_cache.backends.step_loops.on_{keras.backend.backend()}"
-        )
         self._loops: dict[str, Any] = {}
+
+    def _compile_rest(self, now: Flags) -> bool:
+        """Compiles what comes after random layers of the prefix; False if none is random."""
+        judge, model = self.cached_model.fixed(now), self.cached_model.model
+
+        def draws(operation: Any) -> bool:
+            return judge.why_not(operation) in VARIES
+
+        if not any(map(draws, self.part.operations)):
+            return False
+        compiler = self.recorded_prefix.rest_compiler(model, is_row_by_row)
+        if compiler is not None and isinstance(self.part, GraphPrefix):
+            self.part.run_calls = CompiledRest(self.part, draws, compiler)
+        return True
 
     def _hidden(self) -> list[Patch]:
         """Patches that hide the prefix from Keras in a step, if nothing else calls its layers."""
@@ -114,7 +128,7 @@ class StageServer:
         inside = [variable for layer in layers for variable in layer.variables]
         return cast(
             Callable[..., Any],
-            self.backend.recorded(
+            self.recorded_prefix.recorded(
                 model,
                 lambda x: self._narrowed(self.override.features(x, True)),
                 inside,
@@ -133,14 +147,26 @@ class StageServer:
         """Returns the model's train or test function for batches that contain features."""
         if kind not in self._functions:
             step = self.override.served_steps[kind]
-            self._functions[kind] = make_over(self.cached_model.model, kind, step)
+            model = self.cached_model.model
+            with compiling(model) if self.compiles_step else nullcontext():
+                self._functions[kind] = make_over(model, kind, step)
         return self._functions[kind]
+
+    @cached_property
+    def compiles_step(self) -> bool:
+        """True if steps are compiled although Keras doesn't compile those of the whole model."""
+        model = self.cached_model.model
+        prefix, others = self.part.layers, self._others()
+        is_free = self.records and bool(self._hidden())
+        return is_free and bool(self.recorded_prefix.compiles_step(model, prefix, others))
 
     @cached_property
     def can_loop(self) -> bool:
         """True if many steps can run in one compiled call, as fast as one by one."""
         model = self.cached_model.model
-        return not has_own_functions(model) and self.step_loops.can_loop(model, self._others())
+        with compiling(model) if self.compiles_step else nullcontext():
+            can_loop = self.step_loops.can_loop(model, self._others())
+        return can_loop and not has_own_functions(model)
 
     def _others(self) -> list[Layer]:
         """Returns the layers and models that aren't part of the prefix."""
@@ -170,6 +196,12 @@ class StageServer:
 
     def _leaves(self, x: Any, places: Sequence[int] | None) -> list[int]:
         return positions_of_inputs(self.cached_model, x, places)
+
+
+def _of_backend(room: str) -> Any:
+    """Returns the module of the running backend in a folder of `backends`."""
+    name = f"keras_freeze.feature_cache.backends.{room}.on_{keras.backend.backend()}"
+    return importlib.import_module(name)
 
 
 def positions_of_inputs(
@@ -224,21 +256,6 @@ def _told(cached_model: CachedModel, now: Flags, part: GraphPrefix | LayerPrefix
     """Returns the layers that must get `training=False` if only validation is served."""
     changing = any(map(cached_model.fixed(now).why_not, part.operations))
     return [cached_model.model, *([cached_model.container] if changing else [])]
-
-
-def _is_row_by_row(operation: Any) -> bool:
-    """Returns True for Keras' own layers that process each row independently of the batch.
-
-    False for operations that aren't layers, a Lambda, custom layers, and layers over the batch
-    axis.
-    """
-    axes = keras.tree.flatten(getattr(operation, "axis", None))
-    is_plain = is_of_keras(operation) and not isinstance(operation, keras.layers.Lambda)
-    return _is_layer(operation) and is_plain and 0 not in axes
-
-
-def _is_layer(operation: Any) -> bool:
-    return isinstance(operation, keras.layers.Layer)
 
 
 def has_own_steps(model: Model) -> bool:

@@ -1,0 +1,55 @@
+"""Runs the prefix of recorded epochs on TensorFlow, with its random draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from keras_freeze.feature_cache.backends.on_tensorflow import compiled
+
+
+def recorded(
+    model: Any,
+    function: Callable[[Any], Any],
+    inside: list[Any],
+    *,
+    is_trusted: bool,
+    is_alone: bool,
+) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
+    """Returns a function that runs `function` as a train step does, with its random draws.
+
+    It is (state, inputs of a batch) -> (features, new state).
+
+    Args:
+        model: the model that is fitted.
+        function: computes features from the inputs of a batch.
+        inside: variables of the layers that compute them.
+        is_trusted: whether it calls Keras' own layers only.
+        is_alone: False if code around these layers runs too, and again in the step: its variables
+            keep their values.
+    """
+    prefix = compiled(model, function, is_trusted=is_trusted)
+    ids = {id(variable) for variable in inside}
+    every = [] if is_alone else [*model.non_trainable_variables, *model.metrics_variables]
+    around = [variable for variable in every if id(variable) not in ids]
+
+    def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
+        before = [tf.identity(variable.value) for variable in around]
+        (features,) = prefix(state, [x])
+        for variable, value in zip(around, before, strict=True):
+            variable.assign(value)
+        return features, state
+
+    return run
+
+
+def rest_compiler(model: Any, is_trusted: Callable[[Any], bool]) -> Callable[..., Any] | None:
+    """Returns None: the whole prefix is a graph."""
+    return None
+
+
+def compiles_step(model: Any, prefix: list[Any], others: list[Any]) -> bool:
+    """Returns False: steps are graphs. XLA isn't faster on a CPU."""
+    return False

@@ -1,0 +1,84 @@
+"""Runs the prefix of recorded epochs on PyTorch, with its random draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from keras_freeze.feature_cache.backends.on_torch import compiled
+from keras_freeze.feature_cache.backends.torch_tape import random_generators
+from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
+
+
+def recorded(
+    model: Any,
+    function: Callable[[Any], Any],
+    inside: list[Any],
+    *,
+    is_trusted: bool,
+    is_alone: bool,
+) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
+    """Returns a function that runs `function` as a train step does, with its random draws.
+
+    It is (state, inputs of a batch) -> (features, new state).
+
+    Args:
+        model: the model that is fitted.
+        function: computes features from the inputs of a batch.
+        inside: variables of the layers that compute them.
+        is_trusted: whether it calls Keras' own layers only, none of which draws random numbers.
+        is_alone: False if code around these layers runs too, and again in the step: its variables
+            and PyTorch's generators keep their values.
+    """
+    prefix = compiled(model, function, is_trusted=True) if is_trusted else None
+    ids = {id(variable) for variable in inside}
+    every = [] if is_alone else [*model.non_trainable_variables, *model.metrics_variables]
+    around = [variable for variable in every if id(variable) not in ids]
+
+    def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
+        if prefix is not None:
+            return prefix(state, [x])[0], state
+        before = [variable.value.detach().clone() for variable in around]
+        generators = [] if is_alone else random_generators.states()
+        with torch.no_grad():
+            features = function(x)
+        for variable, value in zip(around, before, strict=True):
+            variable.assign(value)
+        if not is_alone:
+            random_generators.set_states(generators)
+        return features, state
+
+    return run
+
+
+def rest_compiler(model: Any, is_trusted: Callable[[Any], bool]) -> Callable[..., Any] | None:
+    """Returns what records, on a tape, the part of a prefix that comes after random layers.
+
+    Args:
+        model: the model that is fitted.
+        is_trusted: returns whether a layer may be recorded.
+    """
+
+    def compile(function: Callable[[list[Any]], Any], called: list[Any]) -> Callable[..., Any]:
+        return _replayed(function) if all(map(is_trusted, called)) else function
+
+    return None if model.run_eagerly else compile
+
+
+def _replayed(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:
+    replays: dict[str, Replay] = {}
+
+    def run(given: list[Any]) -> Any:
+        specs = str([(leaf.shape, leaf.stride(), leaf.dtype, leaf.device) for leaf in given])
+        if specs not in replays:
+            replays[specs] = Replay(lambda *leaves: function(list(leaves)))
+        return replays[specs].run([given])[0]
+
+    return run
+
+
+def compiles_step(model: Any, prefix: list[Any], others: list[Any]) -> bool:
+    """Returns False: Keras compiles no step on PyTorch, unless it is asked to."""
+    return False
