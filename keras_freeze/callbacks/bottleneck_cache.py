@@ -34,11 +34,11 @@ class BottleneckCache(PublicCallback):
             `base` is cached as a whole. None = the base of `FreezeBase` or `GradualUnfreeze`, else
             the layers that are already frozen, else the base that is found.
         views: number of training epochs to record, with their random augmentation. Later epochs
-            train on the recordings in turn: epoch `e` (from 0) on recording `e % views`, without
-            reading data or running the frozen layers. What is random after the cut, such as a
-            Dropout of the head, stays random. Validation data are cached exactly. `1` suits data
-            that are the same in each epoch, as from image files. None = each row is recognized by
-            its content, and each epoch reads the data.
+            train on the recordings in turn: the `e`-th epoch of this `fit` (from 0) on recording
+            `e % views`, without reading data or running the frozen layers. What is random after the
+            cut, such as a Dropout of the head, stays random. Validation data are cached exactly.
+            `1` suits data that are the same in each epoch, as from image files. None = each row is
+            recognized by its content, and each epoch reads the data.
         shuffle: whether the rows of a replayed epoch are permuted. `keras.utils.set_random_seed`
             decides how. False = in the order in which they were recorded.
         dtype: dtype in which float features are kept. `"float16"` and `"bfloat16"` halve the memory

@@ -200,10 +200,10 @@ def reading_line(share: float) -> str:
 
     Examples:
         >>> reading_line(0.83)
-        'BottleneckCache: reading the data took 83 % of an epoch; views=1 reads equal epochs once'
+        'BottleneckCache: reading took 83 % of an epoch; if epochs are alike, views=1 reads once'
     """
-    took = f"reading the data took {100 * share:.0f} % of an epoch"
-    return f"BottleneckCache: {took}; views=1 reads equal epochs once"
+    took = f"reading took {100 * share:.0f} % of an epoch"
+    return f"BottleneckCache: {took}; if epochs are alike, views=1 reads once"
 
 
 def readable(size: float) -> str:

@@ -239,8 +239,8 @@ class FeatureCache:
         self.steps.adder.batches = getattr(iterator, "num_batches", None)
         self.checks.patience = 1 if getattr(iterator, "steps_per_epoch", None) is None else 3
 
-    def end_epoch(self) -> None:
-        """Steps aside if almost no row of this epoch was known."""
+    def end_epoch(self, *, is_complete: bool = True) -> None:
+        """Steps aside if almost no row of this epoch was known; `is_complete` is unused."""
         try:
             if self.served is not None:
                 self.checks.check_hits()

@@ -16,7 +16,7 @@ class CacheStats:
         bytes: memory that these rows take.
         base_passes: number of rows whose features were computed, divided by the number of distinct
             rows. 1.0 is optimal: each row went through the base once. With `views`, of training
-            rows only: the number of recorded epochs.
+            rows only: the number of epochs that were recorded.
         cuts: for each cached stage, the names of the layers whose outputs are kept.
         views: recorded epochs, with `BottleneckCache(views=...)`.
         replayed: epochs that trained on a recording.

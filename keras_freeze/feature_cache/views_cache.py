@@ -55,6 +55,7 @@ class ViewsCache:
             shuffle=shuffle,
             dtype=dtype,
             backend=self.validation.backend,
+            room=self._room,
         )
         if not self.validation.stats.enabled:  # it has said why the model can't be cached
             self.recorder.turn_off(self.validation.stats.reason)
@@ -81,16 +82,20 @@ class ViewsCache:
     def begin_epoch(self, iterator: Any, epochs: int, left: int | None) -> None:
         """Prepares a training epoch; the arguments are those of `FeatureCache.begin_epoch`."""
         self.validation.begin_epoch(iterator, epochs)
-        room = self.max_bytes - self.validation.store.nbytes
-        self.recorder.begin_epoch(iterator, left, epochs, room)
+        self.recorder.begin_epoch(iterator, left, epochs)
+
+    def _room(self) -> float:
+        """Returns how many bytes all views may take."""
+        return self.max_bytes - self.validation.store.nbytes
 
     def begin_test(self, iterator: Any) -> None:
-        """Prepares a validation."""
+        """Prepares a validation, whose rows get the memory that the views leave."""
+        self.validation.store.max_bytes = max(1, self.max_bytes - self.recorder.recordings.nbytes)
         self.validation.begin_test(iterator)
 
-    def end_epoch(self) -> None:
-        """Ends an epoch and its validation."""
-        self.recorder.end_epoch()
+    def end_epoch(self, *, is_complete: bool = True) -> None:
+        """Ends an epoch and its validation; False if a callback ended the epoch early."""
+        self.recorder.end_epoch(is_complete=is_complete)
         self.validation.end_epoch()
         self._count()
 

@@ -95,15 +95,20 @@ class CacheLifecycle:
             step.refresh(made=False, server=self.server)
         return self.lines.begin_epoch(epoch)
 
-    def end_data(self, epoch: int) -> str:
-        """Checks the cache after an epoch and its validation; returns what to print."""
-        self.cache.end_epoch()
+    def end_data(self, epoch: int, *, is_complete: bool) -> str:
+        """Checks the cache after an epoch and its validation; returns what to print.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            is_complete: False if a callback ended the epoch early.
+        """
+        self.cache.end_epoch(is_complete=is_complete)
         return self.lines.end_epoch(epoch)
 
     def pulled(self) -> float:
         """Returns the seconds that taking batches took within steps, since the last call."""
         if isinstance(self.cache, ViewsCache):
-            return 0.0  # nobody asks for it
+            return 0.0  # it isn't measured, as no line tells it
         steps = self.cache.steps
         seconds, steps.pull_seconds = steps.pull_seconds, 0.0
         return seconds

@@ -109,6 +109,6 @@ class ViewsLines:
             return ""
         recordings.is_announced = True
         view = recordings.views[0]
-        fitting = int(recordings.room // max(1, view.nbytes))
+        fitting = int(recordings.room() // max(1, view.nbytes))
         arguments = recordings.asked, view.rows, view.nbytes, fitting
         return view_line(epoch + 1, self.epochs, *arguments)

@@ -22,6 +22,7 @@ from keras_freeze.graph.layer_tree import LayerTree, count_params
 from keras_freeze.keras_internals import (
     callbacks_of_fit,
     optimizer_rebuild,
+    replayed_batches,
     step_functions,
     variable_ages,
 )
@@ -165,8 +166,12 @@ class Conductor:
 
     def end_data(self) -> None:
         """Ends an epoch and its validation."""
+        if self.stops.ended_early:
+            replayed_batches.end_broken_off(callbacks_of_fit.epoch_iterator())
         if self.caching is not None:
-            self.announcements.add(self.caching.end_data(self.clock.epoch))
+            is_complete = not self.stops.ended_early
+            line = self.caching.end_data(self.clock.epoch, is_complete=is_complete)
+            self.announcements.add(line)
 
     def begin_validation(self) -> None:
         """Begins a validation within the fit."""

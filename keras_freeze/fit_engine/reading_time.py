@@ -19,7 +19,7 @@ class ReadingTime:
     def begin_epoch(self) -> None:
         """Begins an epoch, right before its first batch is taken."""
         self.epochs += 1
-        self.began = self.before = time.perf_counter()
+        self.before = time.perf_counter()
 
     def begin_step(self) -> None:
         """Notes that Keras begins a step."""

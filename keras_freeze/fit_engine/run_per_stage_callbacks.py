@@ -41,6 +41,7 @@ class Stops:
         self.model = model
         self.callbacks = callbacks
         self.broke_off = False
+        self.ended_early = False  # the running epoch
 
     def __bool__(self) -> bool:
         return bool(self.callbacks)
@@ -58,7 +59,7 @@ class Stops:
     def break_off(self) -> None:
         """Sets Keras' flag after a step if a callback asked to stop, so that the epoch ends."""
         if self.askers() and not self.model.stop_training:
-            self.model.stop_training = self.broke_off = True
+            self.model.stop_training = self.broke_off = self.ended_early = True
 
     def go_on(self) -> None:
         """Clears Keras' flag once the epoch's steps have ended, for other callbacks."""
@@ -67,6 +68,7 @@ class Stops:
 
     def begin_epoch(self) -> None:
         """Clears the stops of the last epoch."""
+        self.ended_early = False
         for callback in self.callbacks:
             callback.asked = False
 

@@ -14,12 +14,14 @@ from typing import Any
 import keras
 
 Batch = Any
+AS_THEY_ARE = ("TorchDataLoaderAdapter", "ArrayDataAdapter")
 
 
 class HostBatches:
     """The batches of an epoch on PyTorch, as tensors in host memory.
 
-    Keras' own loaders of arrays and DataLoaders give such tensors already; others don't.
+    A DataLoader gives such tensors already. Keras' loader of arrays draws the order of the rows
+    from PyTorch's generators, and is left as it is.
 
     Args:
         adapter: Keras' data adapter.
@@ -54,7 +56,7 @@ def put(iterator: Any, draw: Callable[[], None]) -> bool:
     adapter, backend = iterator.data_adapter, keras.backend.backend()
     if backend == "jax":
         iterator._get_iterator = adapter.get_jax_iterator
-    elif backend == "torch" and type(adapter).__name__ != "TorchDataLoaderAdapter":
+    elif backend == "torch" and type(adapter).__name__ not in AS_THEY_ARE:
         iterator._get_iterator = lambda: HostBatches(adapter, draw)
     else:
         return False

@@ -1,7 +1,8 @@
 """Makes the epoch iterator of a `fit` yield row numbers of a recording, without asking for data.
 
 Private names used here were tried on Keras 3.12.0 and 3.15.1: `EpochIterator._enumerate_iterator`,
-`_get_iterator`, `_current_iterator`, `TFEpochIterator._distributed_dataset`.
+`_get_iterator`, `_current_iterator`; `PyDatasetAdapter.enqueuer`, `_within_epoch`;
+`TFEpochIterator._distributed_dataset`.
 """
 
 from __future__ import annotations
@@ -87,6 +88,35 @@ def replayed(args: tuple[Any, ...]) -> ReplayedBatches | None:
 
 
 def live_batches(iterator: Any) -> Iterator[Any]:
-    """Returns an iterator over the batches that the user's data give."""
+    """Yields the batches that the user's data give; `end_live_batches` must follow.
+
+    Raises:
+        FreezeError: there are no more data.
+    """
     current = iterator._current_iterator
-    return iter(iterator._get_iterator() if current is None else current)
+    yield from iter(iterator._get_iterator() if current is None else current)
+    raise FreezeError(
+        "Something changed within an epoch in which BottleneckCache(views=...) replays a "
+        "recording, so that the rest of the epoch needs new data, but the data have ended. Change "
+        "it at the beginning of an epoch, or pass data for more epochs."
+    )
+
+
+def end_broken_off(iterator: Any) -> None:
+    """Ends an epoch that a callback broke off, after which `fit` goes on.
+
+    Keras would raise an error when the next epoch of a PyDataset begins.
+    """
+    if getattr(iterator.data_adapter, "_within_epoch", False):
+        end_live_batches(iterator)
+
+
+def end_live_batches(iterator: Any) -> None:
+    """Ends an iteration over the user's data in the middle, so that the next epoch begins anew."""
+    adapter = iterator.data_adapter
+    adapter.on_epoch_end()
+    enqueuer = getattr(adapter, "enqueuer", None)  # of a PyDataset with workers
+    while enqueuer is not None and not enqueuer.ready_queue.empty():
+        enqueuer.ready_queue.get()
+    if iterator.steps_per_epoch is None:
+        iterator._current_iterator = None

@@ -55,7 +55,7 @@ def find_cut(
     for call in program.calls:
         reason = "" if call.enters else why_not(call.operation)
         ready = fixed.issuperset(call.reads.values())
-        is_drawn = records and reason in VARIES and _goes_to(program, call, is_frozen)
+        is_drawn = records and reason in VARIES and _goes_to(program, call, is_frozen, why_not)
         if ready and (is_drawn or not reason):
             fixed.update(call.writes)
             is_worth_it = is_drawn or is_frozen(call.operation)
@@ -74,7 +74,7 @@ def find_cut(
             tail.append(call)
             needed.update(call.reads.values())
     given = tuple(place for place, number in enumerate(program.inputs) if number in needed)
-    barrier, reason = _obstacle(program, frontier, is_frozen)
+    barrier, reason = _obstacle(program, frontier, is_frozen, why_not if records else _nothing)
     return Cut(
         values=tuple(sorted(values)),
         tail=tuple(reversed(tail)),
@@ -87,24 +87,39 @@ def find_cut(
 
 
 def _obstacle(
-    program: Program, frontier: list[tuple[LayerCall, str]], is_frozen: Callable[[Any], bool]
+    program: Program,
+    frontier: list[tuple[LayerCall, str]],
+    is_frozen: Callable[[Any], bool],
+    why_not: Callable[[Any], str],
 ) -> tuple[LayerCall | None, str]:
     """Returns an untrained layer's call whose output changes and goes to frozen layers, and why."""
     for call, reason in frontier:
-        if reason != TRAINS and _goes_to(program, call, is_frozen):
+        if reason != TRAINS and _goes_to(program, call, is_frozen, why_not):
             return call, reason
     return None, ""
 
 
-def _goes_to(program: Program, call: LayerCall, is_frozen: Callable[[Any], bool]) -> bool:
-    """Returns True if frozen layers come after a call."""
-    return any(is_frozen(other.operation) for other in _behind(program, call))
+def _nothing(operation: Any) -> str:
+    return ""
 
 
-def _behind(program: Program, first: LayerCall) -> Iterable[LayerCall]:
+def _goes_to(
+    program: Program,
+    call: LayerCall,
+    is_frozen: Callable[[Any], bool],
+    why_not: Callable[[Any], str],
+) -> bool:
+    """Returns True if frozen layers come after a call, not behind layers that train."""
+    return any(is_frozen(other.operation) for other in _behind(program, call, why_not))
+
+
+def _behind(
+    program: Program, first: LayerCall, why_not: Callable[[Any], str]
+) -> Iterable[LayerCall]:
     reached = set(first.writes)
     for call in program.calls:
-        if not reached.isdisjoint(call.reads.values()):
+        trains = not call.enters and why_not(call.operation) == TRAINS
+        if not trains and not reached.isdisjoint(call.reads.values()):
             reached.update(call.writes)
             yield call
 

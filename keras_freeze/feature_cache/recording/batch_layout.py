@@ -67,6 +67,12 @@ class BatchLayout:
         flat = [kind and self._as_given(columns[str(number)], kind) for number, kind in kinds]
         return tuple(keras.tree.pack_sequence_as(self.structure, flat))
 
+    def tables_of(self, tables: dict[str, Any]) -> tuple[Any, ...]:
+        """Returns targets and sample weights in their structure, from their tables."""
+        count = len(keras.tree.flatten(self.structure))
+        flat = [tables.get(str(number)) for number in range(count)]
+        return tuple(keras.tree.pack_sequence_as(self.structure, flat))
+
     def _as_given(self, array: Array, kind: str | None) -> Any:
         return self.backend.alike(array, is_array=kind == "array")
 
@@ -74,6 +80,11 @@ class BatchLayout:
 def column_of(place: int) -> str:
     """Returns the name of the column of the input at this position."""
     return f"input {place}"
+
+
+def is_input(column: str) -> bool:
+    """Returns True for the column of an input, False for those of targets and weights."""
+    return column.startswith("input ")
 
 
 def _kind(leaf: Any) -> str | None:

@@ -8,7 +8,7 @@ import keras
 
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
-from keras_freeze.feature_cache.recording.batch_layout import BatchLayout
+from keras_freeze.feature_cache.recording.batch_layout import BatchLayout, Columns
 from keras_freeze.feature_cache.recording.view import View
 from keras_freeze.feature_cache.serving.stage_server import (
     StageServer,
@@ -18,6 +18,7 @@ from keras_freeze.feature_cache.serving.stage_server import (
 from keras_freeze.feature_cache.storage.row_chunks import Array
 
 Batch = Any
+SPARSE = ("RaggedTensor", "SparseTensor", "BCOO")
 
 
 class BatchRecorder:
@@ -63,17 +64,17 @@ class BatchRecorder:
             NotCacheableError: the batch can't be recorded.
         """
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        others = self._others(view, batch)  # first: an error must come before random draws
         tensors, state = served.recorded(state, x)
         features = {name: self.backend.to_numpy(tensor) for name, tensor in tensors.items()}
-        flat = keras.tree.flatten(x)
-        rows = int(flat[0].shape[0])
+        flat, rows = keras.tree.flatten(x), rows_of(batch)
         for array in features.values():
             if array.ndim == 0 or len(array) != rows:
                 raise NotCacheableError(
                     f"the features of {rows} rows have shape {array.shape}, not ({rows}, ...)",
                     "keep the batch axis first",
                 )
-        self._add(view, features, batch)
+        view.add(features, others, rows)
         served.override.show(*view.inputs)
         wanted = served.part.columns
         ready = {
@@ -86,13 +87,15 @@ class BatchRecorder:
 
     def record_inputs(self, view: View, batch: Batch) -> None:
         """Records a batch of which nothing goes through frozen layers."""
-        self._add(view, {}, batch)
+        view.add({}, self._others(view, batch), rows_of(batch))
 
-    def _add(self, view: View, features: dict[str, Array], batch: Batch) -> None:
+    def _others(self, view: View, batch: Batch) -> Columns:
+        """Returns the inputs, targets and sample weights that are kept, as arrays."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        flat = keras.tree.flatten(x)
+        flat, rows = keras.tree.flatten(x), rows_of(batch)
+        for leaf in flat:
+            _check_dense(leaf, rows)
         inputs = {place: flat[place] for place in self.positions(x)}
-        rows = int(flat[0].shape[0])
         if view.layout is None:
             view.expect(self.num_batches, rows)
             view.layout = BatchLayout(inputs, (y, weights), self.backend)
@@ -100,7 +103,7 @@ class BatchRecorder:
             shapes = [tuple(int(length) for length in leaf.shape[1:]) for leaf in flat]
             structure = keras.tree.map_structure(lambda _: None, x)
             view.inputs = structure, list(zip(shapes, dtypes, strict=True))
-        view.add(features, view.layout.columns(inputs, (y, weights), rows), rows)
+        return view.layout.columns(inputs, (y, weights), rows)
 
     def recorded(self, served: StageServer, view: View, rows: Array) -> Batch:
         """Returns (features, inputs, targets, sample weights) of recorded rows, for a step."""
@@ -110,6 +113,26 @@ class BatchRecorder:
         inputs = view.layout.inputs_of(arrays, served.shown(view.inputs[0]))
         features = view.features_of(rows, served.part.columns)
         return features, {str(place): leaf for place, leaf in inputs.items()}, y, weights
+
+
+def rows_of(batch: Batch) -> int:
+    """Returns the number of rows of a batch; 0 if its inputs have no axis for them."""
+    x, *_ = keras.utils.unpack_x_y_sample_weight(batch)
+    shape = getattr(next(iter(keras.tree.flatten(x)), None), "shape", None)
+    return int(shape[0]) if shape is not None and len(shape) and shape[0] is not None else 0
+
+
+def _check_dense(leaf: Any, rows: int) -> None:
+    """Raises if an input isn't a dense tensor of numbers with a row for each sample."""
+    is_dense = type(leaf).__name__ not in SPARSE and hasattr(leaf, "dtype")
+    name = str(getattr(leaf.dtype, "name", leaf.dtype)).split(".")[-1] if is_dense else ""
+    is_number = name.startswith(("int", "uint", "float", "bfloat", "bool"))
+    if not is_number or not len(leaf.shape) or leaf.shape[0] != rows:
+        what = f"{name} of shape {tuple(leaf.shape)}" if is_dense else type(leaf).__name__
+        raise NotCacheableError(
+            f"an input of a batch can't be recorded: {what}",
+            "pass dense arrays of numbers with a row for each sample",
+        )
 
 
 def whole_batch(view: View, rows: Array) -> Batch:

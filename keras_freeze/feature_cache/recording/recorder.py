@@ -33,6 +33,7 @@ class Recorder:
         shuffle: whether the rows of a replayed epoch are permuted.
         dtype: dtype in which float features are kept; None = their own.
         backend: the module of the backend.
+        room: returns how many bytes all views may take.
 
     Attributes:
         is_on: False once training runs without recordings.
@@ -47,6 +48,7 @@ class Recorder:
         shuffle: bool,
         dtype: Any,
         backend: Any,
+        room: Callable[[], float],
     ):
         self.cached_model = cached_model
         self.stats = stats
@@ -54,11 +56,13 @@ class Recorder:
         self.backend = backend
         self.checks = ConsistencyChecks(backend)
         self.batches = BatchRecorder(cached_model, backend)
-        self.recordings = Recordings(stats, views, shuffle, backend)
+        self.recordings = Recordings(stats, views, shuffle, backend, room)
         model = cached_model.model
         self.steps = TrainingSteps(self.recordings, self.batches, stats, model, backend, self.stop)
         self.part: GraphPrefix | LayerPrefix | None = None  # the last part that was served
         self.is_on = True
+        self.layers: list[Any] = []  # of the prefix
+        self.epoch = self.changed_at = 0  # epochs that have begun; when frozen weights changed
 
     @property
     def served(self) -> StageServer | None:
@@ -67,6 +71,8 @@ class Recorder:
 
     def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
         """Moves the cut to its place in a stage; the arguments are those of `FeatureCache`."""
+        if self.is_on:
+            self._follow_weights()  # before fingerprints of the new stage are taken
         self.steps.begin_stage(None)
         if not self.is_on:
             return
@@ -98,18 +104,18 @@ class Recorder:
     def _look_at_weights(self) -> None:
         self.checks.look_at(self.layers, [], training=False)
 
-    def begin_epoch(self, iterator: Any, left: int | None, epochs: int, room: float) -> None:
+    def begin_epoch(self, iterator: Any, left: int | None, epochs: int) -> None:
         """Prepares an epoch: it is recorded, replayed, or neither.
 
         Args:
             iterator: Keras' iterator over the training batches.
             left: number of epochs until the end of the fit, if known.
             epochs: number of epochs until the end of the stage.
-            room: bytes that all views may take.
         """
+        self.epoch += 1
         if self.is_on:
             self._follow_weights()
-            self.recordings.begin_epoch(left, room)
+            self.recordings.begin_epoch(left)
         self.steps.begin_epoch(iterator, epochs)
 
     def _follow_weights(self) -> None:
@@ -117,15 +123,19 @@ class Recorder:
         try:
             self.checks.check_weights()
         except NotCacheableError as error:
-            if self.recordings.views and self.checks.once("weights"):
+            if self.changed_at and self.epoch - self.changed_at <= 1:
+                self.stop(error)  # they change in each epoch
+                return
+            self.changed_at = self.epoch
+            if self.recordings.views:
                 tell(f"begins a new recording: {error.reason}.")
             self.recordings.drop()
             self.steps.groups.forget()
             self._look_at_weights()
 
-    def end_epoch(self) -> None:
-        """Ends an epoch, after its validation."""
-        self.recordings.end_epoch()
+    def end_epoch(self, *, is_complete: bool) -> None:
+        """Ends an epoch, after its validation; False if a callback ended it early."""
+        self.recordings.end_epoch(is_complete=is_complete)
         if self.is_on and not self.recordings.wanted:
             self.turn_off("`max_bytes` doesn't hold a view")
 
@@ -136,7 +146,7 @@ class Recorder:
     def stop(self, error: NotCacheableError) -> None:
         """Stops recording: each step from now on runs the whole model on the user's data."""
         tell(
-            f"records nothing, and training continues without it: {error.reason}. To record, "
+            f"stops recording, and each epoch reads the data again: {error.reason}. To record, "
             f"{error.remedy}."
         )
         self.turn_off(error.reason)

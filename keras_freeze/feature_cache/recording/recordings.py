@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from keras_freeze.display.fit_messages import readable
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.not_cacheable import tell
 from keras_freeze.feature_cache.recording.view import View
+from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.storage.row_chunks import Array
 
 
@@ -24,6 +24,7 @@ class Recordings:
         views: how many epochs to record.
         shuffle: whether the rows of a replayed epoch are permuted.
         backend: the module of the backend.
+        room: returns how many bytes all views may take.
 
     Attributes:
         views: the complete recordings.
@@ -33,14 +34,16 @@ class Recordings:
         rows_of_epoch: number of rows in the first recorded epoch.
     """
 
-    def __init__(self, stats: CacheStats, views: int, shuffle: bool, backend: Any):
+    def __init__(
+        self, stats: CacheStats, views: int, shuffle: bool, backend: Any, room: Callable[[], float]
+    ):
         self.stats = stats
-        self.asked = self.wanted = views
+        self.asked = views
         self.shuffle = shuffle
         self.backend = backend
         self.random: Any = None
         self.is_told = False
-        self.room = math.inf  # bytes for all views
+        self.room = room
         self.rows_of_epoch = 0
         self.drop()
 
@@ -49,6 +52,8 @@ class Recordings:
         self.views: list[View] = []
         self.current: View | None = None
         self.replayed: View | None = None
+        self.wanted = self.asked
+        self.tables: list[DeviceTables] = []  # of all views
         self.epoch = 0  # epochs since the recording began
         self.is_announced = False  # a line about the first view was printed
         self._count()
@@ -57,6 +62,12 @@ class Recordings:
         self.stats.views = len(self.views)
         self.stats.rows = sum(view.rows for view in self.views)
         self.stats.bytes = sum(view.nbytes for view in self.views)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all views, with what the running epoch will have recorded in the end."""
+        current = self.current.expected_bytes if self.current is not None else 0
+        return current + sum(view.nbytes for view in self.views)
 
     def keep_only(self, columns: Sequence[str] | None, positions: Any) -> bool:
         """Frees what no later stage needs; False if something is missing: all is dropped.
@@ -68,29 +79,28 @@ class Recordings:
         views = [view for view in (*self.views, self.current) if view is not None and view.sizes]
         for view in views:
             inputs = positions(view.inputs[0])
-            names = view.features.columns if columns is None else columns
+            names = list(view.features.columns) if columns is None else columns
             wanted = [name.split(".")[0] for name in names]
-            if not view.holds(wanted, inputs):
+            is_there = view.holds(wanted, inputs) and (names or columns is not None)
+            if not is_there:
                 self.drop()
                 return False
             view.keep_only(wanted, inputs)
         self._count()
         return bool(views)
 
-    def begin_epoch(self, left: int | None, room: float) -> None:
+    def begin_epoch(self, left: int | None) -> None:
         """Chooses whether the next epoch is recorded, replayed, or neither.
 
         Args:
             left: number of epochs until the end of the fit, if known.
-            room: bytes that all views may take.
         """
-        self.room = room
         self.current = self.replayed = None
         if self.views and len(self.views) >= self.wanted:
             self.replayed = self.views[self.epoch % self.wanted]
             self.stats.replayed += 1
         elif self.wanted and (self.views or left is None or left > self.wanted):
-            self.current = View(room - self.stats.bytes, self.backend)
+            self.current = View(self.room() - self.stats.bytes, self.backend, self.tables)
         self.epoch += 1
 
     def order(self, view: View) -> list[Array]:
@@ -103,22 +113,29 @@ class Recordings:
             numbers = self.random.permutation(view.rows)
         return np.split(numbers, np.cumsum(view.sizes)[:-1])
 
-    def end_epoch(self) -> None:
-        """Ends the recording of an epoch, if there is one."""
+    def end_epoch(self, *, is_complete: bool) -> None:
+        """Ends the recording of an epoch, if there is one.
+
+        Args:
+            is_complete: False if a callback ended the epoch early; it is recorded anew then.
+        """
         view, self.current, self.replayed = self.current, None, None
         if view is None or not view.sizes:
+            return
+        if not is_complete:
+            self.epoch -= 1
             return
         view.close()
         self.views.append(view)
         self.rows_of_epoch = self.rows_of_epoch or view.rows
         self._count()
         if len(self.views) == 1:
-            self._limit(int(self.room // max(1, view.nbytes)), view.nbytes)
+            self._limit(int(self.room() // max(1, view.nbytes)), view.nbytes)
 
     def check_room(self) -> None:
         """Stops the recording of this epoch if the memory doesn't hold it."""
         view = self.current
-        if view is not None and view.is_full():
+        if view is not None and view.is_full:
             self.current = None
             self._limit(len(self.views), view.expected_bytes)
 
@@ -130,7 +147,7 @@ class Recordings:
         if self.is_told:
             return
         self.is_told = True
-        left, one, all_views = (readable(n) for n in (self.room, size, self.asked * size))
+        left, one, all_views = (readable(n) for n in (self.room(), size, self.asked * size))
         if self.wanted:
             tell(
                 f"keeps {self.wanted} of {self.asked} views: `max_bytes` leaves {left} for views, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from keras_freeze.feature_cache.backends.step_loops.batch_tables import Tables
-from keras_freeze.feature_cache.recording.batch_layout import column_of
+from keras_freeze.feature_cache.recording.batch_layout import column_of, is_input
 from keras_freeze.feature_cache.recording.view import View
 from keras_freeze.feature_cache.serving.group_sizes import GroupSizes, GroupTimer
+from keras_freeze.feature_cache.serving.grouped_steps import INPUTS
 from keras_freeze.feature_cache.serving.stage_server import StageServer
 
 Array = np.ndarray[Any, Any]
@@ -34,11 +36,11 @@ class ReplayGroups:
         self.alone = False
         self.sizes = GroupSizes()
         self.timer = GroupTimer(self.sizes)
-        self.is_on = False
         self.forget()
 
     def forget(self) -> None:
-        """Frees the tables."""
+        """Frees the tables. The rest of a running epoch has no groups."""
+        self.is_on = False
         self.of_view: dict[int, Tables] = {}
         self.rows: int | None = None  # in each batch of a group
 
@@ -73,11 +75,17 @@ class ReplayGroups:
             if tables is None or view.layout is None:
                 return False
             place = {name: chunks[0][: view.rows] for name, chunks in view.others.columns.items()}
+            read = [column_of(number) for number in served.shown(view.inputs[0])]
+            others = [name for name in place if not is_input(name)]
+            sizes = [place[name].nbytes for name in (*read, *others)]
+            if sum(sizes) > (INPUTS if view.tables.on_device else math.inf):
+                return False
             inputs = {
                 str(number): self.backend.to_table(place[column_of(number)])
                 for number in served.shown(view.inputs[0])
             }
-            self.of_view[id(view)] = Tables(tables, inputs, view.layout.others_of(place))
+            targets = {name: self.backend.to_table(place[name]) for name in others}
+            self.of_view[id(view)] = Tables(tables, inputs, view.layout.tables_of(targets))
         return True
 
     def batches(self, numbers: list[Array], per_call: int) -> Iterator[list[Array]]:

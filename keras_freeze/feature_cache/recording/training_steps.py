@@ -10,7 +10,7 @@ from typing import Any
 from keras_freeze.feature_cache.backends.step_loops.batch_tables import CannotLoopError
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
-from keras_freeze.feature_cache.recording.record_batch import BatchRecorder, whole_batch
+from keras_freeze.feature_cache.recording.record_batch import BatchRecorder, rows_of, whole_batch
 from keras_freeze.feature_cache.recording.recordings import Recordings
 from keras_freeze.feature_cache.recording.replay_groups import ReplayGroups
 from keras_freeze.feature_cache.recording.view import View
@@ -57,6 +57,7 @@ class TrainingSteps:
         self.stop = stop
         self.groups = ReplayGroups(backend)
         self.iterator: Any = None
+        self.live: Any = None  # the user's batches, if a replay can't go on
         self.begin_stage(None)
 
     def begin_stage(self, served: StageServer | None) -> None:
@@ -68,8 +69,8 @@ class TrainingSteps:
 
     def begin_epoch(self, iterator: Any, epochs: int) -> None:
         """Prepares an epoch; `epochs` are left until the end of the stage."""
+        self._end_live()
         self.iterator = iterator
-        self.live: Any = None  # the user's batches, if a replay can't go on
         self.batches.num_batches = iterator.num_batches
         replayed_batches.put_back(iterator)
         if (view := self.recordings.replayed) is not None:
@@ -110,22 +111,19 @@ class TrainingSteps:
 
     def _record(self, view: View, state: Any, batches: list[Batch], plain: Plain) -> Any:
         served, ready = self.served, []
+        self.stats.misses += sum(map(rows_of, batches))
         if served is None:
             for batch in batches:
                 self.batches.record_inputs(view, batch)
-            self._count(view, len(batches))
+            self.recordings.check_room()
             return self.whole.step(plain(), state, batches)
         served.override.check_used()
         with attributes(served.patches):
             for batch in batches:
                 state, taken = self.batches.record(served, view, state, batch)
                 ready.append(taken)
-            self._count(view, len(batches))
+            self.recordings.check_room()
             return served.lighter.step(served.function("train"), state, ready)
-
-    def _count(self, view: View, batches: int) -> None:
-        self.stats.misses += sum(view.sizes[-batches:])
-        self.recordings.check_room()
 
     def _run_group(self, args: tuple[Any, ...], numbers: list[Array]) -> Any:
         """Runs replayed steps in one call; None if they can't."""
@@ -186,6 +184,12 @@ class TrainingSteps:
         """Restores the iterator."""
         self.served = None
         self.groups.forget()
+        self._end_live()
         if self.iterator is not None:
             replayed_batches.put_back(self.iterator)
-        self.iterator = self.live = None
+        self.iterator = None
+
+    def _end_live(self) -> None:
+        if self.live is not None:
+            self.live = None
+            replayed_batches.end_live_batches(self.iterator)

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
-from keras_freeze.feature_cache.recording.batch_layout import BatchLayout, Columns, column_of
+from keras_freeze.feature_cache.recording.batch_layout import (
+    BatchLayout,
+    Columns,
+    column_of,
+    is_input,
+)
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.storage.memory_order import Axes, axes_in_memory, laid_out
-from keras_freeze.feature_cache.storage.row_chunks import RowChunks, Slots
+from keras_freeze.feature_cache.storage.row_chunks import RowChunks, Slots, bytes_of_row
 
 
 class View:
@@ -22,6 +27,7 @@ class View:
     Args:
         max_bytes: the memory that is left.
         backend: the module of the backend.
+        peers: the tables of all views, which share the memory of the device.
 
     Attributes:
         sizes: number of rows in each batch.
@@ -31,17 +37,20 @@ class View:
         tables: the features on the device.
     """
 
-    def __init__(self, max_bytes: float, backend: Any):
+    def __init__(self, max_bytes: float, backend: Any, peers: list[DeviceTables]):
         self.max_bytes = max_bytes
         self.backend = backend
         self.features = RowChunks()
         self.others = RowChunks()
         self.least = 0  # rows that it will have at least
+        self.seen = 0  # rows that were added, also if there was no room
+        self.bytes_per_row = 0
+        self.is_full = False  # it needs more memory than there is
         self.sizes: list[int] = []
         self.axes: dict[str, Axes | None] = {}
         self.layout: BatchLayout | None = None
         self.inputs: tuple[Any, Any] = (None, None)
-        self.tables = DeviceTables(self.features, backend)
+        self.tables = DeviceTables(self.features, backend, peers)
 
     @property
     def rows(self) -> int:
@@ -51,18 +60,19 @@ class View:
     def nbytes(self) -> int:
         return self.features.nbytes + self.others.nbytes
 
-    @property
-    def bytes_per_row(self) -> int:
-        return self.features.bytes_per_row + self.others.bytes_per_row
-
     def add(self, features: Columns, others: Columns, rows: int) -> None:
-        """Records a batch.
+        """Records a batch, if there is memory for the whole view.
 
         Raises:
             NotCacheableError: its arrays have other shapes than those of the first batch.
         """
+        self.seen += rows
         if not self.sizes:
+            self.bytes_per_row = sum(map(bytes_of_row, (*features.values(), *others.values())))
             self.axes = {name: axes_in_memory(array) for name, array in features.items()}
+        self.is_full |= self.expected_bytes > self.max_bytes
+        if self.is_full:
+            return
         for kept, columns in ((self.features, features), (self.others, others)):
             _check_alike(kept, columns, is_first=not self.sizes)
             kept.append(columns, rows)
@@ -77,11 +87,7 @@ class View:
     @property
     def expected_bytes(self) -> int:
         """Bytes of the whole view, as far as its number of rows is known."""
-        return self.bytes_per_row * max(self.rows, self.least)
-
-    def is_full(self) -> bool:
-        """Returns True if the view needs more memory than there is."""
-        return self.expected_bytes > self.max_bytes
+        return self.bytes_per_row * max(self.seen, self.least)
 
     def close(self) -> None:
         """Ends the recording: each column's rows are then in one piece."""
@@ -95,9 +101,7 @@ class View:
         self.tables.forget()
         self.tables.begin_epoch()
         self.features.keep_only([c for c in self.features.columns if c.split(".")[0] in wanted])
-        self.others.keep_only(
-            [c for c in self.others.columns if c in columns or not c.startswith("input")]
-        )
+        self.others.keep_only([c for c in self.others.columns if c in columns or not is_input(c)])
 
     def holds(self, features: Iterable[str], inputs: Iterable[int]) -> bool:
         """Returns True if the view has these features and inputs."""

@@ -17,12 +17,15 @@ class DeviceTables:
     Args:
         store: the features in host memory.
         backend: the module of the backend.
+        peers: other tables with which these share the memory of the device.
 
     Attributes:
         on_device: whether the device has its own memory.
     """
 
-    def __init__(self, store: RowChunks, backend: Any):
+    def __init__(self, store: RowChunks, backend: Any, peers: list[DeviceTables] | None = None):
+        self.peers = [] if peers is None else peers
+        self.peers.append(self)
         self.store = store
         self.backend = backend
         self.on_device = backend.free_device_memory() is not None
@@ -60,9 +63,14 @@ class DeviceTables:
             self.tables[name, chunk] = self.backend.to_table(self.store.columns[name][chunk])
         return {name: self.tables[name, chunk] for name in wanted}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(self.store.columns[name][of].nbytes for name, of in self.tables)
+
     def _fits(self, names: list[str], chunk: int) -> bool:
         free = self.backend.free_device_memory()
         needed = sum(self.store.columns[name][chunk].nbytes for name in names)
-        held = sum(self.store.columns[name][of].nbytes for name, of in self.tables)
+        held = sum(peer.nbytes for peer in self.peers)
         self.is_full |= free is not None and needed + held > SHARE * (free + held)
         return not self.is_full

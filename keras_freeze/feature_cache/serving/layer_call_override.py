@@ -104,6 +104,7 @@ class CallOverride:
         self.served_steps = {kind: self._step(kind) for kind in ("train", "test")}
         self._now = threading.local()
         self.is_used = True  # until a step shows otherwise
+        self.enters: Callable[[], None] = lambda: None  # called before features are computed
         self.patches: list[tuple[Any, str, Any]] = [
             (wire.layer, "call", self._wire(wire)) for wire in tripwires
         ]
@@ -157,6 +158,7 @@ class CallOverride:
         if self.container is self.model:
             _check_same(args, kwargs, job)  # on JAX, the step doesn't use the model's `__call__`
         if job.features is None:
+            self.enters()
             raise Reached(self.part.prefix(*args, **kwargs))
         return self.part.tail(job.features, *args, **kwargs)
 

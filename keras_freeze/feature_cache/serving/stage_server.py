@@ -133,7 +133,7 @@ class StageServer:
                 lambda x: self._narrowed(self.override.features(x, True)),
                 inside,
                 is_trusted=self.is_trusted,
-                is_alone=self.cached_model.container is model,
+                around=None if self.cached_model.container is model else self.override,
             ),
         )
 

@@ -70,7 +70,7 @@ class RowChunks:
     def _begin(self, columns: dict[str, Array]) -> None:
         if not self.columns:
             self.columns = {name: [] for name in columns}
-            self.row_bytes = {name: _row_bytes(array) for name, array in columns.items()}
+            self.row_bytes = {name: bytes_of_row(array) for name, array in columns.items()}
 
     def _grow(self, columns: dict[str, Array]) -> None:
         start = self.starts[-1] if self.starts else 0
@@ -128,5 +128,6 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> Array:
     return array
 
 
-def _row_bytes(array: Array) -> int:
+def bytes_of_row(array: Array) -> int:
+    """Returns the bytes of one row of an array."""
     return int(math.prod(array.shape[1:]) * array.itemsize)

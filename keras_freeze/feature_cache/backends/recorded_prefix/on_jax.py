@@ -19,7 +19,7 @@ def recorded(
     inside: list[Any],
     *,
     is_trusted: bool,
-    is_alone: bool,
+    around: Any,
 ) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
     """Returns a function that runs `function` as a train step does, with its random draws.
 
@@ -30,7 +30,7 @@ def recorded(
         function: computes features from the inputs of a batch.
         inside: variables of the layers that compute them. Code around these runs again in the step.
         is_trusted: unused: it is traced, as the step is.
-        is_alone: unused: variables that aren't `inside` keep their values.
+        around: unused: variables that aren't `inside` keep their values.
     """
     ids = {id(variable) for variable in inside}
 

@@ -16,7 +16,7 @@ def recorded(
     inside: list[Any],
     *,
     is_trusted: bool,
-    is_alone: bool,
+    around: Any,
 ) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
     """Returns a function that runs `function` as a train step does, with its random draws.
 
@@ -27,18 +27,18 @@ def recorded(
         function: computes features from the inputs of a batch.
         inside: variables of the layers that compute them.
         is_trusted: whether it calls Keras' own layers only.
-        is_alone: False if code around these layers runs too, and again in the step: its variables
-            keep their values.
+        around: None if nothing else runs. Code around these layers runs again in the step, so its
+            variables keep their values.
     """
     prefix = compiled(model, function, is_trusted=is_trusted)
     ids = {id(variable) for variable in inside}
-    every = [] if is_alone else [*model.non_trainable_variables, *model.metrics_variables]
-    around = [variable for variable in every if id(variable) not in ids]
+    every = [] if around is None else [*model.non_trainable_variables, *model.metrics_variables]
+    restored = [variable for variable in every if id(variable) not in ids]
 
     def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
-        before = [tf.identity(variable.value) for variable in around]
+        before = [tf.identity(variable.value) for variable in restored]
         (features,) = prefix(state, [x])
-        for variable, value in zip(around, before, strict=True):
+        for variable, value in zip(restored, before, strict=True):
             variable.assign(value)
         return features, state
 

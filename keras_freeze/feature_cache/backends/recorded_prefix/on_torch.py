@@ -10,6 +10,7 @@ import torch
 from keras_freeze.feature_cache.backends.on_torch import compiled
 from keras_freeze.feature_cache.backends.torch_tape import random_generators
 from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
+from keras_freeze.feature_cache.not_cacheable import drawn
 
 
 def recorded(
@@ -18,7 +19,7 @@ def recorded(
     inside: list[Any],
     *,
     is_trusted: bool,
-    is_alone: bool,
+    around: Any,
 ) -> Callable[[tuple[Any, ...], Any], tuple[Any, tuple[Any, ...]]]:
     """Returns a function that runs `function` as a train step does, with its random draws.
 
@@ -29,25 +30,31 @@ def recorded(
         function: computes features from the inputs of a batch.
         inside: variables of the layers that compute them.
         is_trusted: whether it calls Keras' own layers only, none of which draws random numbers.
-        is_alone: False if code around these layers runs too, and again in the step: its variables
-            and PyTorch's generators keep their values.
+        around: None if nothing else runs. Code around these layers runs again in the step, so its
+            variables and PyTorch's generators keep their values; `around.enters` is called between.
     """
     prefix = compiled(model, function, is_trusted=True) if is_trusted else None
     ids = {id(variable) for variable in inside}
-    every = [] if is_alone else [*model.non_trainable_variables, *model.metrics_variables]
-    around = [variable for variable in every if id(variable) not in ids]
+    every = [] if around is None else [*model.non_trainable_variables, *model.metrics_variables]
+    restored = [variable for variable in every if id(variable) not in ids]
 
     def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
         if prefix is not None:
             return prefix(state, [x])[0], state
-        before = [variable.value.detach().clone() for variable in around]
-        generators = [] if is_alone else random_generators.states()
+        before = [variable.value.detach().clone() for variable in restored]
+        if around is None:
+            with torch.no_grad():
+                return function(x), state
+        began, entered = random_generators.states(), list[Any]()
+        around.enters = lambda: entered.extend(random_generators.states())
         with torch.no_grad():
             features = function(x)
-        for variable, value in zip(around, before, strict=True):
+        is_same = all(map(torch.equal, entered, random_generators.states()))
+        for variable, value in zip(restored, before, strict=True):
             variable.assign(value)
-        if not is_alone:
-            random_generators.set_states(generators)
+        random_generators.set_states(began)
+        if not is_same:
+            raise drawn()  # the step would draw the same numbers again
         return features, state
 
     return run
