@@ -189,6 +189,26 @@ def test_a_stop_after_a_step_ends_the_epoch_too(validation_split):
     assert steps == [*whole, 0, *whole]
 
 
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return X[4 * index : 4 * index + 4], Y[4 * index : 4 * index + 4]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("cache", [None, BottleneckCache(verbose=0)], ids=["plain", "cache"])
+def test_a_stop_after_a_step_of_a_pydataset(workers, cache):
+    """Keras raises an error if an epoch of a PyDataset begins before the last one has ended."""
+    callbacks = [*ours({9: "b3"}), PerStage(StopsInStep(1)), *([cache] if cache else [])]
+    model = model_for()
+    batches = Batches(workers=workers)
+    history = model.fit(batches, epochs=4, verbose=0, shuffle=False, callbacks=callbacks).history
+    assert history["stage"] == [0, 0, 1, 1]
+    assert model.fit(batches, verbose=0).history["loss"]
+
+
 def test_a_bare_stop_in_the_validation_of_an_epoch_that_was_cut_short():
     class Stops(C.Callback):
         def on_test_end(self, logs=None):
