@@ -21,8 +21,9 @@ initial weights, and differ in the augmentation alone:
 
 A seed chooses the labelled images, the head's initial weights and what is random in the run. The
 result is the accuracy on test images. The number of labelled images and the strength of the
-augmentation were chosen on four other seeds, such that live augmentation helps on both tasks: with
-five labelled images of each digit and twice the shifts it did harm. PyTorch is the fastest here: on
+augmentation are the last of four settings that were tried on other seeds, chosen such that live
+augmentation helps on both tasks: with five labelled images of each digit and twice the shifts it
+did harm. PyTorch is the fastest here: on
 JAX, Keras runs the layers of a model with RandomRotation one by one.
 """
 
