@@ -14,7 +14,9 @@ NAMES = {"none": "no augmentation", "live": "live augmentation"}
 def accuracy() -> str:
     """Returns the accuracy of each task under each condition."""
     found = load("views_accuracy_torch.json")
-    tasks = [name for name, value in found.items() if "summary" in value]
+    tasks = [
+        name for name, value in found.items() if isinstance(value, dict) and "summary" in value
+    ]
     rows = []
     for condition in found[tasks[0]]["summary"]:
         row = [NAMES.get(condition, f"K = {condition.removeprefix('views ')}")]
