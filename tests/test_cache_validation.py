@@ -167,7 +167,7 @@ def test_random_flips():
     run = Run(make, lambda: (images[:32], Y), options=options, traced=True)
     cache = check_validation(run, "'flip' comes before frozen layers, and it is random")
     assert (
-        "so each epoch has different inputs. To cache training too, apply it to the data before"
+        "so each epoch has different inputs. To cache training too, record a few augmented"
         in (fit(run, cache)[0][0])
     )
 
@@ -456,8 +456,7 @@ def test_no_validation_data():
     assert told == [
         "BottleneckCache stepped aside, and the run continues without it: 'noise' comes before "
         "frozen layers, and it is random in training, so each epoch has different inputs. To use "
-        "the cache, apply it to the data before `fit`, with a few variants of each row, or move it "
-        "after the base."
+        "the cache, record a few augmented epochs with views=8, or move it after the base."
     ]
 
 

@@ -329,8 +329,14 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
     "augmentation in the model": (
         lambda: run(B("base"), model=behind(L.GaussianNoise(0.1, name="noise")), cached=True),
         "'noise' comes before frozen layers, and it is random in training",
-        "apply it to the data before `fit`, with a few variants of each row, or move it after",
+        "record a few augmented epochs with views=8, or move it after the base",
         [
+            lambda: run(
+                B("base"),
+                model=behind(L.GaussianNoise(0.1, name="noise")),
+                cached=True,
+                cache={"views": 1},
+            ),
             lambda: run(B("base"), x=variants(), cached=True),
             lambda: run(B("base"), model=noise_after(), cached=True),
         ],
@@ -371,12 +377,18 @@ CASES: dict[str, tuple[Any, str, str, list[Any], Callable[[Seen], bool]]] = {
             cached=True,
         ),
         "the inputs differ in each epoch",
-        "or remove the callback",
+        "record a few augmented epochs with views=8, or remove the callback",
         [
             lambda: run(
                 B("base"),
                 x=Batches(lambda x: x + np.random.default_rng().normal(size=x.shape).astype("f")),
-            )
+                cached=True,
+                cache={"views": 1},
+            ),
+            lambda: run(
+                B("base"),
+                x=Batches(lambda x: x + np.random.default_rng().normal(size=x.shape).astype("f")),
+            ),
         ],
         fits,
     ),

@@ -18,6 +18,7 @@ TOLD = "its `call` takes `training`, so its output may change from step to step"
 VARIES = (RANDOM, RANDOM_IN_TRAINING, TOLD)  # new values in each epoch, which may be recorded
 
 NOTHING_FROZEN = "no frozen layer with weights comes before the trainable layers"
+RECORD = "record a few augmented epochs with views=8, or move it after the base"
 BEFORE_FIT = (
     "apply it to the data before `fit`, with a few variants of each row, or move it after the base"
 )
@@ -67,7 +68,7 @@ def obstacle(where: str, why: str, *, is_inside: bool) -> NotCacheableError:
     if why == RANDOM_IN_TRAINING:
         return NotCacheableError(
             f"{where}, and {RANDOM_IN_TRAINING}, so each epoch has different inputs",
-            BEFORE_FIT,
+            RECORD,
             in_training=True,
         )
     return NotCacheableError(f"{where}, and {TRAINS}", FROZEN)

@@ -190,9 +190,11 @@ class ConsistencyChecks:
         self.poor = self.poor + 1 if rows - missing < LEAST_HITS * rows else 0
         if self.poor > self.patience:
             of = "" if self.kind == "train" else " of validation"
+            record = "record a few augmented epochs with views=8"
+            remedy = "move random augmentation after the base" if of else record
             raise NotCacheableError(
                 f"the inputs{of} differ in each epoch, so almost no row was found in the cache",
-                "move random augmentation after the base, or remove the callback",
+                f"{remedy}, or remove the callback",
             )
 
 
