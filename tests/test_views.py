@@ -754,7 +754,7 @@ def test_layers_that_keras_does_not_compile(supports_jit: bool):
             np.testing.assert_allclose(weights[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-# What a review found
+# Rare cases
 
 
 @pytest.mark.parametrize("views", [1, 2])
