@@ -667,7 +667,7 @@ class Slow(Augmented):
     """Data that take most of an epoch to read."""
 
     def __getitem__(self, index: int) -> Any:
-        time.sleep(0.1)
+        time.sleep(0.15)
         return super().__getitem__(index)
 
 
@@ -675,7 +675,7 @@ class Slow(Augmented):
 def test_slow_data_are_told_of(
     data: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cache_lines, "LEAST", 0.1)
+    monkeypatch.setattr(cache_lines, "LEAST", 0.6)
     model = builders.compiled(builders.nested())
     given = {"x": X, "y": Y} if data is None else {"x": data}
     model.fit(**given, epochs=3, verbose=0, callbacks=[FreezeBase(), BottleneckCache()])

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
+from keras_freeze.feature_cache.storage.row_hashes import is_numeric
 
 Array = np.ndarray[Any, Any]
 Columns = dict[str, Array]
@@ -46,8 +47,7 @@ class BatchLayout:
 
     def _array(self, leaf: Any, rows: int) -> Array:
         array: Array = self.backend.to_numpy(leaf)
-        is_number = array.dtype.kind in "biufc" or array.dtype.name.startswith(("bfloat", "float8"))
-        if not is_number or array.ndim == 0 or len(array) != rows:
+        if not is_numeric(array) or array.ndim == 0 or len(array) != rows:
             raise NotCacheableError(
                 f"an array of a batch of {rows} rows can't be recorded: {array.dtype} of shape "
                 f"{array.shape}",

@@ -10,6 +10,8 @@ from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.feature_cache.recording.batch_layout import BatchLayout, Columns
 from keras_freeze.feature_cache.recording.view import View
+from keras_freeze.feature_cache.serving.batch_rows import specs_of
+from keras_freeze.feature_cache.serving.get_or_compute_features import features_as_arrays
 from keras_freeze.feature_cache.serving.stage_server import (
     StageServer,
     has_own_steps,
@@ -66,14 +68,8 @@ class BatchRecorder:
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
         others = self._others(view, batch)  # first: an error must come before random draws
         tensors, state = served.recorded(state, x)
-        features = {name: self.backend.to_numpy(tensor) for name, tensor in tensors.items()}
         flat, rows = keras.tree.flatten(x), rows_of(batch)
-        for array in features.values():
-            if array.ndim == 0 or len(array) != rows:
-                raise NotCacheableError(
-                    f"the features of {rows} rows have shape {array.shape}, not ({rows}, ...)",
-                    "keep the batch axis first",
-                )
+        features = features_as_arrays(tensors, rows, self.backend)
         view.add(features, others, rows)
         served.override.show(*view.inputs)
         wanted = served.part.columns
@@ -99,10 +95,7 @@ class BatchRecorder:
         if view.layout is None:
             view.expect(self.num_batches, rows)
             view.layout = BatchLayout(inputs, (y, weights), self.backend)
-            dtypes = [keras.backend.standardize_dtype(leaf.dtype) for leaf in flat]
-            shapes = [tuple(int(length) for length in leaf.shape[1:]) for leaf in flat]
-            structure = keras.tree.map_structure(lambda _: None, x)
-            view.inputs = structure, list(zip(shapes, dtypes, strict=True))
+            view.inputs = keras.tree.map_structure(lambda _: None, x), specs_of(flat)
         return view.layout.columns(inputs, (y, weights), rows)
 
     def recorded(self, served: StageServer, view: View, rows: Array) -> Batch:

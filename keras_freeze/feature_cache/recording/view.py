@@ -86,7 +86,7 @@ class View:
 
     @property
     def expected_bytes(self) -> int:
-        """Bytes of the whole view, as far as its number of rows is known."""
+        """Bytes that the whole view takes at least."""
         return self.bytes_per_row * max(self.seen, self.least)
 
     def close(self) -> None:

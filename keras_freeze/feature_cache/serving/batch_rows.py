@@ -93,12 +93,17 @@ class HashedRows:
 
     def specs(self) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
         """Returns the structure of `x`, and the row shape and dtype of each tensor in it."""
-        dtypes = [keras.backend.standardize_dtype(leaf.dtype) for leaf in self.flat]
-        shapes = [tuple(int(length) for length in leaf.shape[1:]) for leaf in self.flat]
-        return self.x, list(zip(shapes, dtypes, strict=True))
+        return self.x, specs_of(self.flat)
 
     def found(self, positions: Positions, slots: Slots, *, computed: bool = False) -> None:
         self.slots[positions] = slots
+
+
+def specs_of(tensors: list[Any]) -> list[tuple[tuple[int, ...], str]]:
+    """Returns the row shape and the dtype of each tensor."""
+    dtypes = [keras.backend.standardize_dtype(leaf.dtype) for leaf in tensors]
+    shapes = [tuple(int(length) for length in leaf.shape[1:]) for leaf in tensors]
+    return list(zip(shapes, dtypes, strict=True))
 
 
 class NumberedRows:

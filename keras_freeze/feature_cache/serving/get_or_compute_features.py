@@ -195,17 +195,9 @@ class BatchFeatures:
         served.backend.wait(features)
         if counts[0] == rows.size:  # a check may run fewer rows, each of which takes longer
             self.cost.add_prefix(time.perf_counter() - began, sum(counts))
-        return [self._arrays(*one, served) for one in zip(features, counts, strict=True)]
-
-    def _arrays(self, features: dict[str, Any], count: int, served: StageServer) -> Columns:
-        arrays = {name: served.backend.to_numpy(tensor) for name, tensor in features.items()}
-        for array in arrays.values():
-            if array.ndim == 0 or len(array) != count:
-                raise NotCacheableError(
-                    f"the features of {count} rows have shape {array.shape}, not ({count}, ...)",
-                    "keep the batch axis first",
-                )
-        return arrays
+        return [
+            features_as_arrays(*one, served.backend) for one in zip(features, counts, strict=True)
+        ]
 
     def _keep(self, rows: Rows, positions: Positions, computed: Columns) -> None:
         shapes = {name: chunks[0].shape[1:] for name, chunks in self.store.columns.items()}
@@ -259,6 +251,22 @@ class BatchFeatures:
                     "keep such layers out of the frozen part",
                 )
         self.checks.check_seconds += time.perf_counter() - began
+
+
+def features_as_arrays(features: dict[str, Any], count: int, backend: Any) -> Columns:
+    """Returns the features of so many rows as arrays.
+
+    Raises:
+        NotCacheableError: they don't have a row for each row of the batch.
+    """
+    arrays = {name: backend.to_numpy(tensor) for name, tensor in features.items()}
+    for array in arrays.values():
+        if array.ndim == 0 or len(array) != count:
+            raise NotCacheableError(
+                f"the features of {count} rows have shape {array.shape}, not ({count}, ...)",
+                "keep the batch axis first",
+            )
+    return arrays
 
 
 def _is_finite(array: Array) -> bool:

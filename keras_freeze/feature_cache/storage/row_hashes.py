@@ -46,10 +46,14 @@ def _keys(views: list[tuple[memoryview, int]], seed: int, rows: range) -> list[K
     return [_key_of_parts(views, row, seed) for row in rows]
 
 
+def is_numeric(array: Array) -> bool:
+    """Returns True for an array of numbers, also of a dtype that NumPy doesn't have."""
+    return array.dtype.kind in "biufc" or array.dtype.name.startswith(("bfloat", "float8"))
+
+
 def _bytes_of(array: Array) -> tuple[memoryview, int]:
     """Returns all bytes of an array, and the number of bytes of a row."""
-    numeric = array.dtype.kind in "biufc" or array.dtype.name.startswith(("bfloat", "float8"))
-    if not numeric or array.ndim == 0:
+    if not is_numeric(array) or array.ndim == 0:
         raise NotCacheableError(
             f"the inputs can't be hashed: {array.dtype} of shape {array.shape}",
             "pass dense arrays of numbers",

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_freeze.feature_cache.backends.on_tensorflow import compiled
+from keras_freeze.feature_cache.backends.recorded_prefix.variables_around import variables_around
 
 
 def recorded(
@@ -31,9 +32,7 @@ def recorded(
             variables keep their values.
     """
     prefix = compiled(model, function, is_trusted=is_trusted)
-    ids = {id(variable) for variable in inside}
-    every = [] if around is None else [*model.non_trainable_variables, *model.metrics_variables]
-    restored = [variable for variable in every if id(variable) not in ids]
+    restored = [] if around is None else variables_around(model, inside)
 
     def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
         before = [tf.identity(variable.value) for variable in restored]
@@ -51,5 +50,5 @@ def rest_compiler(model: Any, is_trusted: Callable[[Any], bool]) -> Callable[...
 
 
 def compiles_step(model: Any, prefix: list[Any], others: list[Any]) -> bool:
-    """Returns False: steps are graphs. XLA isn't faster on a CPU."""
+    """Returns False: steps are graphs in any case."""
     return False

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from keras_freeze.feature_cache.backends.on_torch import compiled
+from keras_freeze.feature_cache.backends.recorded_prefix.variables_around import variables_around
 from keras_freeze.feature_cache.backends.torch_tape import random_generators
 from keras_freeze.feature_cache.backends.torch_tape.replay_tape import Replay
 from keras_freeze.feature_cache.not_cacheable import drawn
@@ -34,9 +35,7 @@ def recorded(
             variables and PyTorch's generators keep their values; `around.enters` is called between.
     """
     prefix = compiled(model, function, is_trusted=True) if is_trusted else None
-    ids = {id(variable) for variable in inside}
-    every = [] if around is None else [*model.non_trainable_variables, *model.metrics_variables]
-    restored = [variable for variable in every if id(variable) not in ids]
+    restored = [] if around is None else variables_around(model, inside)
 
     def run(state: tuple[Any, ...], x: Any) -> tuple[Any, tuple[Any, ...]]:
         if prefix is not None:
@@ -87,5 +86,5 @@ def _replayed(function: Callable[[list[Any]], Any]) -> Callable[..., Any]:
 
 
 def compiles_step(model: Any, prefix: list[Any], others: list[Any]) -> bool:
-    """Returns False: Keras compiles no step on PyTorch, unless it is asked to."""
+    """Returns False: by default, Keras doesn't compile steps on PyTorch."""
     return False
