@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_freeze.errors import CacheError, names_unknown
 from keras_freeze.feature_cache.cache_stats import CacheStats
+from keras_freeze.feature_cache.directory.arguments import check_data, check_directory
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import check_dtype, check_max_bytes
 from keras_freeze.feature_cache.storage.number_of_views import check_shuffle, check_views
 from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
@@ -81,6 +82,8 @@ class BottleneckCache(PublicCallback):
         *,
         views: Any = None,
         shuffle: bool = True,
+        directory: Any = None,
+        data: Any = None,
         dtype: Any = None,
         max_bytes: Any = "auto",
         verbose: int = 1,
@@ -89,6 +92,9 @@ class BottleneckCache(PublicCallback):
         self.base = base
         self.views = check_views(views)
         self.shuffle = check_shuffle(shuffle)
+        self.directory = directory
+        self.path = check_directory(directory)
+        self.data = check_data(data, self.views, self.path)
         self.dtype = check_dtype(dtype)
         self.max_bytes = max_bytes
         self.byte_limit = check_max_bytes(max_bytes)

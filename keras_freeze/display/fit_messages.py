@@ -140,18 +140,24 @@ def pass_line(epoch: int, epochs: int | None, stats: Any) -> str:
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> stats = SimpleNamespace(rows=740, bytes=6_062_080, base_passes=1.0)
+        >>> stats = SimpleNamespace(rows=740, bytes=6_062_080, base_passes=1.0, read=0)
         >>> stats.validation_only = False
         >>> pass_line(1, 20, stats)
         'BottleneckCache, epoch 1 of 20: 740 rows, 6.1 MB; the base has run 1.0 times'
         >>> stats.validation_only = True
         >>> pass_line(1, None, stats)
         'BottleneckCache, epoch 1: 740 validation rows, 6.1 MB; the base has run 1.0 times for them'
+        >>> stats = SimpleNamespace(rows=740, bytes=6_062_080, base_passes=0.3, read=540)
+        >>> stats.validation_only = False
+        >>> pass_line(1, 9, stats)
+        'BottleneckCache, epoch 1 of 9: 740 rows, 540 from disk, 6.1 MB; the base has run 0.3 times'
     """
     of = f" of {epochs}" if epochs else ""
     rows, for_them = ("validation rows", " for them") if stats.validation_only else ("rows", "")
+    from_disk = f", {stats.read} from disk" if stats.read else ""
     return (
-        f"BottleneckCache, epoch {epoch}{of}: {stats.rows} {rows}, {readable(stats.bytes)}; "
+        f"BottleneckCache, epoch {epoch}{of}: {stats.rows} {rows}{from_disk}, "
+        f"{readable(stats.bytes)}; "
         f"the base has run {stats.base_passes:.1f} times{for_them}"
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -13,12 +13,12 @@ from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChec
 from keras_freeze.feature_cache.cutting.choose_cached_part import (
     ChosenCut,
     choose,
-    choose_for_validation,
+    choose_for_both,
 )
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
-from keras_freeze.feature_cache.not_cacheable import NotCacheableError, nothing_frozen, tell
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError, StaleRowsError, tell
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.serving.get_or_compute_features import BatchFeatures
 from keras_freeze.feature_cache.serving.run_steps import Plain, StepRunner
@@ -27,6 +27,9 @@ from keras_freeze.feature_cache.serving.train_and_test_feeds import Feeds
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import free_memory
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.keras_internals.group_batches import Group
+
+if TYPE_CHECKING:  # it needs LMDB
+    from keras_freeze.feature_cache.serving.stored_rows import StoredRows
 
 
 class FeatureCache:
@@ -39,6 +42,7 @@ class FeatureCache:
         dtype: dtype in which float features are kept; None = their own.
         validates: whether the fit has validation data.
         trains: False = only validation is served, whatever training could be.
+        stored: returns the rows in a directory, given those in memory; None = no directory.
 
     Attributes:
         served: serves the running stage; None if nothing is served.
@@ -54,6 +58,7 @@ class FeatureCache:
         *,
         validates: bool,
         trains: bool = True,
+        stored: Callable[[MemoryStore], StoredRows] | None = None,
     ):
         self.cached_model = cached_model
         self.validates = validates
@@ -66,6 +71,8 @@ class FeatureCache:
         self.checks = ConsistencyChecks(self.backend)
         tables = DeviceTables(self.store, self.backend)
         self.features = BatchFeatures(self.store, tables, self.checks, stats)
+        self.stored = stored(self.store) if stored is not None else None
+        self.features.bringer.stored = self.stored
         self.dtype = dtype
         self.feeds = Feeds(self.backend, on_device=tables.on_device)
         serving = self.features, tables, self.feeds, self.backend, cached_model.model
@@ -112,8 +119,7 @@ class FeatureCache:
         self._begin_stage()
 
     def _begin_stage(self) -> None:
-        self.served = None
-        self.is_due = False
+        self.served, self.is_due = None, False
         if not self.stats.enabled:
             return
         try:
@@ -127,19 +133,9 @@ class FeatureCache:
         """Chooses what to serve to training and validation, or to validation only."""
         if not self.trains:
             return choose(self.cached_model, *self.flags, training=False)
-        bar = self.barred
-        if bar is None:
-            try:
-                choice = choose(self.cached_model, *self.flags)
-                self._check_worth(choice)
-                return choice
-            except NotCacheableError as error:
-                bar = error
-        if not self.validates:
-            raise bar
-        choice, bar = choose_for_validation(self.cached_model, *self.flags, bar)
-        self._check_worth(choice)
-        if choice.part is not None:
+        kinds = self.validates, not self.stats.cuts
+        choice, bar = choose_for_both(self.cached_model, *self.flags, self.barred, *kinds)
+        if bar is not None:
             self._tell_of_validation(bar)
         return choice
 
@@ -150,6 +146,8 @@ class FeatureCache:
                 part.follow(self.part)
             arguments = self.cached_model, part, self.flags[0], self.backend, self.dtype
             self.served = StageServer(*arguments, training=choice.training)
+            if (stored := self.stored) is not None:
+                stored.begin_stage(part, self.dtype, is_known=self.served.alike)
             self.steps.serve(part.flops)
             self.part = part
             self.stats.cuts[self.stage] = choice.names
@@ -162,14 +160,12 @@ class FeatureCache:
         if self.checks.once("validation only"):
             tell(f"serves validation only: {error.reason}. To cache training too, {error.remedy}.")
 
-    def _check_worth(self, choice: ChosenCut) -> None:
-        if choice.part is None and not choice.later and not self.stats.cuts:
-            raise nothing_frozen(bool(self.cached_model.base_leaves))
-
     def _keep_only(self, columns: Sequence[str] | None) -> bool:
         """Frees columns that no later stage needs; False if some are missing: all are removed."""
         if columns is None:
             columns = list(self.store.columns)
+        if self.stored is not None:
+            self.stored.end_stage(self.features.axes)
         held = {column for column in self.store.columns if column.split(".")[0] in columns}
         if columns and set(columns) <= held:
             self.steps.forget()
@@ -254,6 +250,8 @@ class FeatureCache:
             self.checks.check_rows(feed, self.served.places(feed.structure))  # takes a sample
         if feed is not None and kind == self.checks.kind and not self.store.rows:
             self.store.expected = len(feed)
+        if feed is not None and self.served is not None:
+            self.features.bringer.bring_all(feed, self.served, kind)
 
     def step(self, kind: str, args: tuple[Any, ...], plain: Plain) -> Any:
         """Runs a step of `fit` or of its validation.
@@ -269,6 +267,10 @@ class FeatureCache:
 
     def _stop(self, error: NotCacheableError, kind: str) -> None:
         """Stops serving within a step; validation may still be served after this epoch."""
+        if isinstance(error, StaleRowsError) and self.stored is not None:
+            self.stored.distrust()
+            self._forget()
+            return
         if kind == "test" or not error.in_training or not self.validates:
             self.step_aside(error)
             return
@@ -284,12 +286,14 @@ class FeatureCache:
         self.stats.reason = error.reason
         self._forget()
         what = "stepped aside, and the run continues without it"
-        of = "" if self.trains else " for validation"
-        tell(f"{what}{of}: {error.reason}. To use the cache, {error.remedy}.")
+        what += "" if self.trains else " for validation"
+        tell(f"{what}: {error.reason}. To use the cache, {error.remedy}.")
 
     def close(self) -> None:
         """Frees the memory and restores the iterators; the statistics stay."""
         self.served = None
+        if self.stored is not None:
+            self.stored.close(self.features.axes)
         self.steps.forget()
         self.store.clear()
         self.feeds.close()

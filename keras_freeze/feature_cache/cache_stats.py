@@ -17,6 +17,9 @@ class CacheStats:
         base_passes: number of rows whose features were computed, divided by the number of distinct
             rows. 1.0 is optimal: each row went through the base once. With `views`, of training
             rows only: the number of epochs that were recorded.
+            Features that were read from a directory weren't computed: 0.0 if all were.
+        read: rows that were read from the directory.
+        continued: rows whose features were computed from those of an earlier cut, in the directory.
         cuts: for each cached stage, the names of the layers whose outputs are kept.
         views: recorded epochs, with `BottleneckCache(views=...)`.
         replayed: epochs that trained on a recording.
@@ -38,6 +41,8 @@ class CacheStats:
     rows: int = 0
     bytes: int = 0
     base_passes: float = 0.0
+    read: int = 0
+    continued: int = 0
     cuts: dict[int, list[str]] = field(default_factory=dict)
     views: int = 0
     replayed: int = 0

@@ -45,6 +45,13 @@ class NotCacheableError(BaseException):
         self.in_training = in_training
 
 
+class StaleRowsError(NotCacheableError):
+    """Features that an earlier run left aren't what the frozen part computes now."""
+
+    def __init__(self) -> None:
+        super().__init__("the features in the directory are stale", "remove them")
+
+
 def obstacle(where: str, why: str, *, is_inside: bool) -> NotCacheableError:
     """Returns the error about a layer whose output changes.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from keras_freeze.errors import LayerMatchError
@@ -9,6 +11,7 @@ from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import numpy_dtype
+from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.views_cache import ViewsCache
 from keras_freeze.fit_engine.cache_lines import CacheLines, ViewsLines
 from keras_freeze.fit_engine.trainable_plan import Plan
@@ -58,11 +61,12 @@ class CacheLifecycle:
         dtype = numpy_dtype(callback.dtype) if callback.dtype else None
         callback.stats = CacheStats()
         arguments = cached_model, callback.stats, callback.byte_limit, dtype
+        stored = None if callback.path is None else _stored_rows(callback, model)
         validates = callbacks_of_fit.validates()
         self.cache: FeatureCache | ViewsCache
         self.lines: CacheLines | ViewsLines
         if callback.views is None:
-            self.cache = FeatureCache(*arguments, validates=validates)
+            self.cache = FeatureCache(*arguments, validates=validates, stored=stored)
             self.lines = CacheLines(self.cache, epochs, verbose=callback.verbose)
         else:
             views = {"views": callback.views, "shuffle": callback.shuffle}
@@ -135,6 +139,13 @@ class CacheLifecycle:
         """Lets the cache serve the next validation step."""
         if self.test is not None:
             self.test.arm()
+
+
+def _stored_rows(callback: Any, model: Any) -> Callable[[MemoryStore], Any]:
+    """Returns a function that opens the directory of a cache, given the rows in memory."""
+    from keras_freeze.feature_cache.serving.stored_rows import StoredRows  # needs LMDB
+
+    return partial(StoredRows, callback.path, callback.byte_limit, model.name)
 
 
 def _served_leaves(base: Any, model: Any, plan: Plan) -> list[Layer]:

@@ -11,7 +11,13 @@ from keras_freeze.feature_cache.cutting.find_cut import Cut
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
 from keras_freeze.feature_cache.cutting.prefix_and_tail import GraphPrefix, LayerPrefix
 from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags, cut_names, cuts_of_stages
-from keras_freeze.feature_cache.not_cacheable import TRAINS, VARIES, NotCacheableError, obstacle
+from keras_freeze.feature_cache.not_cacheable import (
+    TRAINS,
+    VARIES,
+    NotCacheableError,
+    nothing_frozen,
+    obstacle,
+)
 from keras_freeze.keras_internals.inference_mode import frozen_calls
 
 
@@ -101,6 +107,49 @@ def symbols_of(part: GraphPrefix | LayerPrefix) -> list[Any] | None:
     if isinstance(part, LayerPrefix):
         return None
     return [part.program.symbols[value] for value in part.values]
+
+
+def choose_for_both(
+    cached_model: CachedModel,
+    now: Flags,
+    later: Sequence[Flags],
+    bar: NotCacheableError | None,
+    validates: bool,
+    begins: bool,
+) -> tuple[ChosenCut, NotCacheableError | None]:
+    """Finds what is served to training and validation, or to validation only.
+
+    Args:
+        cached_model: the model.
+        now: `{id(leaf): trainable}` of all leaves.
+        later: the same for each later stage, in order.
+        bar: why training can't be served in any stage; None if it may be.
+        validates: whether there are validation data.
+        begins: whether no stage was served yet.
+
+    Returns:
+        The choice, and why train steps aren't served; None if they are, or if nothing is.
+
+    Raises:
+        NotCacheableError: nothing can be served.
+    """
+    if bar is None:
+        try:
+            choice = choose(cached_model, now, later)
+            _check_worth(choice, cached_model, begins)
+            return choice, None
+        except NotCacheableError as error:
+            bar = error
+    if not validates:
+        raise bar
+    choice, bar = choose_for_validation(cached_model, now, later, bar)
+    _check_worth(choice, cached_model, begins)
+    return choice, None if choice.part is None else bar
+
+
+def _check_worth(choice: ChosenCut, cached_model: CachedModel, begins: bool) -> None:
+    if choice.part is None and not choice.later and begins:
+        raise nothing_frozen(bool(cached_model.base_leaves))
 
 
 def choose_for_validation(

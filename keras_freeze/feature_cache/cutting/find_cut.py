@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,3 +133,25 @@ def prefix_of(program: Program, values: Iterable[Value]) -> tuple[tuple[LayerCal
             needed.update(call.reads.values())
     places = [place for place, number in enumerate(program.inputs) if number in needed]
     return tuple(reversed(calls)), places
+
+
+def calls_after(
+    calls: Iterable[LayerCall], values: Iterable[Value], known: Collection[Value]
+) -> tuple[tuple[LayerCall, ...], set[Value]]:
+    """Returns the layer calls that compute `values` from known ones, and what they begin with.
+
+    Args:
+        calls: the calls of the prefix, in order.
+        values: the values to compute.
+        known: values from which to begin, where possible.
+    """
+    needed, sources, kept = set(values), set[Value](), list[LayerCall]()
+    for call in reversed(list(calls)):
+        wanted = needed.intersection(call.writes)
+        needed -= wanted
+        if wanted and wanted.issubset(known):
+            sources |= wanted
+        elif wanted:
+            kept.append(call)
+            needed.update(call.reads.values())
+    return tuple(reversed(kept)), sources | needed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import keras
 from keras_freeze.feature_cache.cutting.find_cut import Cut, prefix_of
 from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.graph.flops import total_flops
-from keras_freeze.graph.layer_calls import Program, Value, mask_of, run, set_mask
+from keras_freeze.graph.layer_calls import LayerCall, Program, Value, mask_of, run, set_mask
 from keras_freeze.graph.layer_tree import LayerTree, layers_of
 
 Tensor = Any
@@ -70,6 +70,26 @@ class GraphPrefix:
     def prefix(self, inputs: Any, training: Any = None, mask: Any = None, **_: Any) -> Features:
         values = self._enter(inputs, mask)
         self.run_calls(values, training)
+        return self._features(values)
+
+    def continued(self, calls: Sequence[LayerCall], known: Features, training: bool) -> Features:
+        """Computes the features from those of an earlier cut.
+
+        Args:
+            calls: the layer calls in between.
+            known: the features of the earlier cut.
+            training: the `training` argument of the model's `call`.
+        """
+        values: dict[Value, Tensor] = {}
+        for column, tensor in known.items():
+            if column.isdecimal():
+                values[int(column)] = tensor
+                if f"{column}.mask" in known:
+                    set_mask(tensor, known[f"{column}.mask"])
+        run(calls, values, training)
+        return self._features(values)
+
+    def _features(self, values: dict[Value, Tensor]) -> Features:
         features = {str(number): values[number] for number in self.values}
         masks = {f"{number}.mask": mask_of(values[number]) for number in self.values}
         return features | {column: mask for column, mask in masks.items() if mask is not None}

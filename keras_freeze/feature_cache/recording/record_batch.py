@@ -11,7 +11,7 @@ from keras_freeze.feature_cache.not_cacheable import NotCacheableError
 from keras_freeze.feature_cache.recording.batch_layout import BatchLayout, Columns
 from keras_freeze.feature_cache.recording.view import View
 from keras_freeze.feature_cache.serving.batch_rows import specs_of
-from keras_freeze.feature_cache.serving.get_or_compute_features import features_as_arrays
+from keras_freeze.feature_cache.serving.run_prefix import features_as_arrays
 from keras_freeze.feature_cache.serving.stage_server import (
     StageServer,
     has_own_steps,

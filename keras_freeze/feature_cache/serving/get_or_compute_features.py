@@ -12,12 +12,13 @@ import numpy as np
 from keras_freeze.display.fit_messages import readable
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.checks.consistency_checks import ConsistencyChecks, agree
-from keras_freeze.feature_cache.checks.serving_cost import ServingCost
-from keras_freeze.feature_cache.not_cacheable import NotCacheableError, tell
+from keras_freeze.feature_cache.not_cacheable import NotCacheableError, StaleRowsError, tell
 from keras_freeze.feature_cache.serving.batch_rows import Positions, Rows
+from keras_freeze.feature_cache.serving.bring_rows import LooseRows, RowBringer
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
+from keras_freeze.feature_cache.serving.run_prefix import PrefixRunner
 from keras_freeze.feature_cache.serving.stage_server import StageServer
-from keras_freeze.feature_cache.storage.memory_order import Axes, axes_in_memory, laid_out
+from keras_freeze.feature_cache.storage.memory_order import axes_in_memory, laid_out
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.storage.row_hashes import Key
 
@@ -39,7 +40,9 @@ class BatchFeatures:
         stats: counts hits and misses.
 
     Attributes:
+        prefix: runs the prefix.
         cost: measures the seconds that the prefix and serving take.
+        bringer: brings rows from a directory.
         was_known: whether the last batch was served without running the prefix.
     """
 
@@ -54,10 +57,11 @@ class BatchFeatures:
         self.tables = tables
         self.checks = checks
         self.stats = stats
-        self.seen: set[Key] = set()
-        self.cost = ServingCost()
+        self.prefix = PrefixRunner(checks)
+        self.cost = self.prefix.cost
+        self.bringer = RowBringer(store, self.prefix, stats)
+        self.seen, self.axes = self.bringer.seen, self.bringer.axes
         self.was_known = False
-        self.axes: dict[str, Axes] = {}  # in memory order, if that isn't C order
 
     def of(self, rows: Rows, served: StageServer, kind: str, state: Any) -> dict[str, Any]:
         """Returns the features of the rows of a batch as tensors; computes those that aren't known.
@@ -71,20 +75,21 @@ class BatchFeatures:
         Raises:
             NotCacheableError: the features can't be computed, or cached ones are wrong.
         """
-        missing = np.flatnonzero(rows.slots < 0)
+        loose = self.bringer.bring(rows, np.flatnonzero(rows.slots < 0), served, state)
+        missing = _missing(rows, loose)
         wanted = int(np.count_nonzero(missing < rows.size))
         self.was_known = not wanted
         if wanted < rows.size and self.checks.wants_check(kind, served.is_trusted):
             self.was_known = False
             self._check(rows, served, kind, state)
-        computed: Columns = {}
         fresh = 0  # rows never seen before; a full store lacks some that were seen
         if wanted:
             missing, copies = _first_of_each(rows, missing)
             wanted = int(np.count_nonzero(missing < rows.size))
             fresh = sum(key not in self.seen for key in rows.keys(missing[:wanted]))
-            computed = self._compute(rows, missing, served, kind, state)
+            computed = self.prefix.compute(rows, missing, served, kind, state)
             self._keep(rows, missing, computed)
+            loose.add(rows.keys(missing), computed)
             rows.found(copies, self.store.find(rows.keys(copies)))
             self.stats.misses += len(missing)
         known = rows.size - wanted
@@ -92,9 +97,9 @@ class BatchFeatures:
         self.stats.hits += known - rows.first_asked()
         self.stats.rows, self.stats.bytes = self.store.rows, self.store.nbytes
         self.stats.base_passes = self.stats.misses / max(1, len(self.seen))
-        if not wanted and (tensors := self._from_device(rows, served)) is not None:
+        if not loose.keys and (tensors := self._from_device(rows, served)) is not None:
             return tensors
-        arrays = self._gathered(rows, missing, computed, served.part.columns)
+        arrays = self._gathered(rows, loose, served.part.columns)
         ordered = {name: laid_out(array, self.axes.get(name)) for name, array in arrays.items()}
         return {name: served.backend.to_tensor(array) for name, array in ordered.items()}
 
@@ -138,66 +143,25 @@ class BatchFeatures:
         rows = AT_ONCE * batch if served.is_faster_together else batch
         return rows if self.store.room >= rows and served.is_trusted else 0
 
-    def _gathered(
-        self, rows: Rows, missing: Positions, computed: Columns, wanted: list[str]
-    ) -> Columns:
-        """Returns the served columns, from the store or, for rows it has no room for, computed."""
-        columns = [c for c in (self.store.columns or computed) if c.split(".")[0] in wanted]
+    def _gathered(self, rows: Rows, loose: LooseRows, wanted: list[str]) -> Columns:
+        """Returns the served columns, from the store or, for rows it has no room for, loose."""
+        columns = [c for c in (self.store.columns or loose.columns) if c.split(".")[0] in wanted]
         slots = rows.slots[: rows.size]
         kept = slots >= 0
         if kept.all():
             return {column: self.store.take(column, slots) for column in columns}
-        place = {key: place for place, key in enumerate(rows.keys(missing))}
+        place = {key: place for place, key in enumerate(loose.keys)}
         without = np.flatnonzero(~kept)
         source = np.array([place[key] for key in rows.keys(without)])
         features: Columns = {}
         for column in columns:
-            out = np.empty((rows.size, *computed[column].shape[1:]), computed[column].dtype)
-            out[without] = computed[column][source]
+            array = loose.columns[column]
+            out = np.empty((rows.size, *array.shape[1:]), array.dtype)
+            out[without] = array[source]
             if kept.any():
                 out[kept] = self.store.take(column, slots[kept])
             features[column] = out
         return features
-
-    def _compute(
-        self, rows: Rows, positions: Positions, served: StageServer, kind: str, state: Any
-    ) -> Columns:
-        """Runs the prefix on some of the rows, in batches of the size of this one.
-
-        Rounding depends on the batch size, and JAX compiles once for each size.
-        """
-        others = np.setdiff1d(np.arange(len(rows)), positions)
-        ordered = np.concatenate([positions, others])
-        starts = range(0, len(positions), rows.size)
-        batches = [np.resize(np.roll(ordered, -start), rows.size) for start in starts]
-        began = time.perf_counter()
-        self.checks.before_prefix()
-        whole = len(batches) == 1 and len(positions) == rows.size == len(rows)
-        try:
-            parts = self._run(rows, [None] if whole else batches, served, kind, state)
-        except NotCacheableError:
-            self.checks.put_back()  # code before the error may have drawn random numbers
-            raise
-        self.checks.after_prefix()
-        self.checks.prefix_seconds = time.perf_counter() - began
-        return {
-            name: _joined([part[name] for part in parts])[: len(positions)] for name in parts[0]
-        }
-
-    def _run(
-        self, rows: Rows, batches: list[Any], served: StageServer, kind: str, state: Any
-    ) -> list[Columns]:
-        """Returns the features of batches. Each batch is the positions of its rows; None = all."""
-        counts = [rows.size if positions is None else len(positions) for positions in batches]
-        served.lighter.wait()
-        began = time.perf_counter()
-        features = served.prefix(kind)(state, [rows.inputs(positions) for positions in batches])
-        served.backend.wait(features)
-        if counts[0] == rows.size:  # a check may run fewer rows, each of which takes longer
-            self.cost.add_prefix(time.perf_counter() - began, sum(counts))
-        return [
-            features_as_arrays(*one, served.backend) for one in zip(features, counts, strict=True)
-        ]
 
     def _keep(self, rows: Rows, positions: Positions, computed: Columns) -> None:
         shapes = {name: chunks[0].shape[1:] for name, chunks in self.store.columns.items()}
@@ -214,6 +178,7 @@ class BatchFeatures:
         self._report_nan(computed)
         kept = self.store.add(keys, computed)
         rows.found(positions[:kept], self.store.find(keys[:kept]), computed=True)
+        self.bringer.write(keys, computed, kept=kept)
         if kept < len(keys) and self.checks.once("budget"):
             self._warn_of_budget()
 
@@ -241,32 +206,23 @@ class BatchFeatures:
     def _check(self, rows: Rows, served: StageServer, kind: str, state: Any) -> None:
         """Computes a few known rows again and compares their features."""
         began = time.perf_counter()
-        positions = self.checks.draw(np.flatnonzero(rows.slots[: rows.size] >= 0), rows.size)
-        (fresh,) = self._run(rows, [positions], served, kind, state)
+        known = np.flatnonzero(rows.slots[: rows.size] >= 0)
+        if not len(known):
+            return
+        positions = self.checks.draw(known, rows.size)
+        (fresh,) = self.prefix.run(rows, [positions], served, kind, state)
         for name in self.store.columns:
-            if not agree(self.store.take(name, rows.slots[positions]), fresh[name]):
-                raise NotCacheableError(
-                    "the frozen part gives different features for the same row: they are random, "
-                    "or depend on the other rows of the batch",
-                    "keep such layers out of the frozen part",
-                )
-        self.checks.check_seconds += time.perf_counter() - began
-
-
-def features_as_arrays(features: dict[str, Any], count: int, backend: Any) -> Columns:
-    """Returns the features of so many rows as arrays.
-
-    Raises:
-        NotCacheableError: they don't have a row for each row of the batch.
-    """
-    arrays = {name: backend.to_numpy(tensor) for name, tensor in features.items()}
-    for array in arrays.values():
-        if array.ndim == 0 or len(array) != count:
+            kept = self.store.take(name, rows.slots[positions])
+            if agree(kept, fresh[name]):
+                continue
+            if self.bringer.has_brought:
+                raise StaleRowsError
             raise NotCacheableError(
-                f"the features of {count} rows have shape {array.shape}, not ({count}, ...)",
-                "keep the batch axis first",
+                "the frozen part gives different features for the same row: they are random, "
+                "or depend on the other rows of the batch",
+                "keep such layers out of the frozen part",
             )
-    return arrays
+        self.checks.check_seconds += time.perf_counter() - began
 
 
 def _is_finite(array: Array) -> bool:
@@ -276,8 +232,15 @@ def _is_finite(array: Array) -> bool:
         return bool(np.isfinite(array.sum(dtype=dtype)))
 
 
-def _joined(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _missing(rows: Rows, loose: LooseRows) -> Positions:
+    """Returns the positions of rows whose features are neither in memory nor were brought."""
+    missing = np.flatnonzero(rows.slots < 0)
+    if not loose.keys:
+        return missing
+    known = set(loose.keys)
+    unknown = [key not in known for key in rows.keys(missing)]
+    left: Positions = missing[np.array(unknown, bool)]
+    return left
 
 
 def _first_of_each(rows: Rows, positions: Positions) -> tuple[Positions, Positions]:

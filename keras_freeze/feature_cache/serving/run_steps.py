@@ -94,7 +94,8 @@ class StepRunner:
         self.tables.begin_epoch()
         if kind == "train":
             self.trial.begin_epoch()
-        if self.adder.is_measured and self.features.cost.is_known and self.adder.is_clear():
+        can_tell = self.features.cost.is_known or not self.features.stats.misses
+        if self.adder.is_measured and can_tell and self.adder.is_clear():
             self.trial.is_over = True
         served = self.find_served(kind)
         if served is not None:
@@ -144,8 +145,7 @@ class StepRunner:
         self.pull_seconds += time.perf_counter() - began if kind == "train" else 0.0
         if not batches:
             raise StopIteration
-        served = self.find_served(kind)
-        if served is not None:
+        while (served := self.find_served(kind)) is not None:
             try:
                 if kind == "train" and self._wants_whole(served):
                     return self._run_whole(plain, state, batches)

@@ -22,6 +22,7 @@ from keras_freeze.feature_cache.not_cacheable import (
 )
 from keras_freeze.feature_cache.serving.compiled_rest import CompiledRest
 from keras_freeze.feature_cache.serving.layer_call_override import CallOverride, Wire
+from keras_freeze.graph.layer_calls import LayerCall
 from keras_freeze.graph.layer_tree import Layer, LayerTree, hidden_layers
 from keras_freeze.keras_internals.inference_mode import frozen_calls
 from keras_freeze.keras_internals.step_functions import compiling, has_own_functions, make_over
@@ -120,6 +121,24 @@ class StageServer:
                 is_trusted=self.is_trusted,
             )
         return self._prefixes[kind]
+
+    def continued(self, calls: Sequence[LayerCall]) -> Callable[..., Any]:
+        """Returns a function that continues from an earlier cut.
+
+        Args:
+            calls: the layer calls in between; always the same in a stage.
+
+        Returns:
+            (state, features of batches at the earlier cut) -> features.
+        """
+        if "continued" not in self._prefixes:
+            part, training = cast(GraphPrefix, self.part), self.training
+            self._prefixes["continued"] = self.backend.compiled(
+                self.cached_model.model,
+                lambda known: self._narrowed(part.continued(calls, known, training)),
+                is_trusted=self.is_trusted,
+            )
+        return self._prefixes["continued"]
 
     @cached_property
     def recorded(self) -> Callable[..., Any]:

@@ -1,0 +1,88 @@
+"""Keeps a directory within its limit, and some of the disk free."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from keras_freeze.feature_cache.directory import about, locks
+
+FLOOR = 1 << 30  # bytes of the disk that stay free,
+FLOOR_SHARE = 0.05  # or this share of a smaller disk
+NAME_LENGTH = 32  # of a fingerprint's folder
+
+
+def fingerprints(directory: Path) -> list[Path]:
+    """Returns the folders of all fingerprints."""
+    try:
+        return sorted(path for path in directory.iterdir() if is_fingerprint(path))
+    except OSError:
+        return []
+
+
+def is_fingerprint(path: Path) -> bool:
+    """Returns True for the folder of a fingerprint, judged by its name."""
+    digits = set("0123456789abcdef")
+    return len(path.name) == NAME_LENGTH and set(path.name) <= digits and path.is_dir()
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Returns the bytes of the disk that a folder takes."""
+    return sum(_blocks(entry) for entry in _files(path))
+
+
+def _files(path: Path) -> Iterator[str]:
+    for folder, _, names in os.walk(path):
+        yield from (os.path.join(folder, name) for name in names)
+
+
+def _blocks(file: str) -> int:
+    try:
+        return os.stat(file).st_blocks * 512
+    except AttributeError:  # Windows
+        return os.stat(file).st_size
+    except OSError:
+        return 0
+
+
+def free_bytes(directory: Path) -> int:
+    """Returns the bytes of the disk that may still be written."""
+    usage = shutil.disk_usage(directory)
+    return usage.free - min(FLOOR, int(FLOOR_SHARE * usage.total))
+
+
+def make_room(directory: Path, needed: int, limit: int | None) -> bool:
+    """Removes the least recently used fingerprints until there is room; False if there isn't.
+
+    No fingerprint that a process uses is removed.
+
+    Args:
+        directory: the directory.
+        needed: bytes that are going to be written.
+        limit: bytes that the directory may take; None = as many as the disk has.
+    """
+    while not _has_room(directory, needed, limit):
+        unused = [path for path in fingerprints(directory) if not locks.is_in_use(path)]
+        if not unused or not remove(min(unused, key=about.last_use)):
+            return False
+    return True
+
+
+def _has_room(directory: Path, needed: int, limit: int | None) -> bool:
+    if needed > free_bytes(directory):
+        return False
+    return limit is None or bytes_on_disk(directory) + needed <= limit
+
+
+def remove(folder: Path) -> bool:
+    """Removes a fingerprint unless a process uses it."""
+    with locks.of_directory(folder.parent):
+        if locks.is_in_use(folder):
+            return False
+        away = folder.parent / f".removed-{uuid.uuid4().hex[:12]}"
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
+    return not away.exists()

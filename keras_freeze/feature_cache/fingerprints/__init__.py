@@ -1,0 +1,1 @@
+"""Fingerprints of what features depend on: layers, weights, code, versions."""
