@@ -9,6 +9,7 @@ from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.directory.arguments import check_data, check_directory
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import check_dtype, check_max_bytes
 from keras_freeze.feature_cache.storage.number_of_views import check_shuffle, check_views
+from keras_freeze.fit_engine.features_outside_fit import features_of
 from keras_freeze.fit_engine.first_and_last_callbacks import PublicCallback
 
 
@@ -42,20 +43,36 @@ class BottleneckCache(PublicCallback):
             recognized by its content, and each epoch reads the data.
         shuffle: whether the rows of a replayed epoch are permuted. `keras.utils.set_random_seed`
             decides how. False = in the order in which they were recorded.
+        directory: a directory in which features are kept on disk: a later run, another process or
+            the next trial of a search finds them, if it has the same frozen part and the same rows.
+            They are found by a fingerprint of all that they depend on: the frozen layers, each
+            byte of their weights, the cut, the versions of Keras and of the backend. So a new head
+            finds them, and a changed base doesn't. Features that aren't there are computed from
+            those of an earlier cut, if there are any. Training doesn't wait for the disk, and goes
+            on if the disk fails. Needs `pip install 'keras_freeze[disk]'`, and a local disk. None =
+            features are kept in memory until `fit` ends.
+        data: a name that you give the training data, such as `"photos-v1"`, to keep views in
+            `directory` too. Choose another one when the data, their augmentation outside of the
+            model, or the targets change: views can't be told apart by their content, as each row
+            differs in each epoch. None = views are kept in memory.
         dtype: dtype in which float features are kept. `"float16"` and `"bfloat16"` halve the memory
             and round the features (relative error up to 0.0005 and 0.004). None = their own dtype.
         max_bytes: memory limit of all rows: a number, a size such as `"2 GB"`, or `"auto"` = half
             of the memory that is free when `fit` begins. Rows beyond it are computed in each epoch.
+            With `directory`, it limits what that takes on disk, and `"auto"` = all but 1 GB of the
+            free disk: the features that were used least recently are removed to make room, but none
+            that are in use. Rows beyond half of the free memory are then read in each epoch.
         verbose: 0 = silent, 1 = prints a line before the first pass and one at the end of each
             stage's first epoch.
 
     Attributes:
         stats: a `CacheStats` of the last `fit`, with `hits`, `misses`, `rows`, `bytes`,
-            `base_passes`, `cuts`, `views`, `replayed`, `pulled`, `grouped`, `enabled`,
-            `validation_only`, `reason`.
+            `base_passes`, `read`, `continued`, `cuts`, `views`, `replayed`, `pulled`, `grouped`,
+            `enabled`, `validation_only`, `reason`.
 
     Raises:
-        CacheError: `views`, `shuffle`, `dtype` or `max_bytes` is invalid.
+        CacheError: `views`, `shuffle`, `directory`, `data`, `dtype` or `max_bytes` is invalid, or
+            LMDB isn't installed.
         LayerMatchError: in `fit`, before the first step: `base` isn't part of the model.
 
     Examples:
@@ -100,3 +117,34 @@ class BottleneckCache(PublicCallback):
         self.byte_limit = check_max_bytes(max_bytes)
         self.verbose = verbose
         self.stats = CacheStats()
+
+    def features(self, model: Any, data: Any, *, batch_size: int = 32) -> Any:
+        """Returns the features of a data set: the outputs of the frozen layers of a model.
+
+        Those in `directory` are read, others are computed in inference mode, without augmentation,
+        and added to it. They can be plotted (t-SNE), searched (nearest neighbours), or given to
+        scikit-learn. The cut is that of a `fit` in which the base is frozen. Of a base alone,
+        freeze all layers (`base.trainable = False`) to get its outputs. Masks aren't returned.
+
+        Args:
+            model: the model, or a base alone. It needn't be compiled.
+            data: arrays, or a dict or list of them, as `x` of `predict`; a `PyDataset`, a
+                `tf.data.Dataset`, a `DataLoader`, or another iterable of batches. If a batch is a
+                tuple, its first part is the inputs. Don't shuffle it.
+            batch_size: rows of a batch, if `data` are arrays.
+
+        Returns:
+            An array (rows, ...) in the order of the data; if the outputs of several layers are
+            cached, a dict of such arrays by the name of the layer.
+
+        Raises:
+            CacheError: the model has no frozen layers, or their outputs can't be cached.
+            LayerMatchError: `base` isn't part of the model.
+
+        Examples:
+            >>> base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)], name="base")
+            >>> model = keras.Sequential([base, keras.layers.Dense(1)])
+            >>> BottleneckCache("base").features(model, np.random.rand(6, 4)).shape
+            (6, 8)
+        """
+        return features_of(self, model, data, batch_size)

@@ -186,16 +186,25 @@ def view_line(
     )
 
 
-def replay_line(epoch: int, epochs: int | None, views: int) -> str:
+def replay_line(epoch: int, epochs: int | None, views: int, loaded: int = 0) -> str:
     """Returns the line about the first epoch that trains on a recording.
+
+    Args:
+        epoch: the epoch, from 1.
+        epochs: number of epochs, if known.
+        views: number of views.
+        loaded: how many of them came from a directory.
 
     Examples:
         >>> replay_line(4, 20, 3)
         'BottleneckCache, from epoch 4 of 20: trains on 3 recorded views'
+        >>> replay_line(1, 20, 3, 3)
+        'BottleneckCache, from epoch 1 of 20: trains on 3 recorded views, 3 from disk'
     """
     of = f" of {epochs}" if epochs else ""
     what = f"{views} recorded views" if views > 1 else "the recorded view"
-    return f"BottleneckCache, from epoch {epoch}{of}: trains on {what}"
+    from_disk = f", {loaded} from disk" if loaded else ""
+    return f"BottleneckCache, from epoch {epoch}{of}: trains on {what}{from_disk}"
 
 
 def reading_line(share: float) -> str:

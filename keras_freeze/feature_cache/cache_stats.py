@@ -18,7 +18,7 @@ class CacheStats:
             rows. 1.0 is optimal: each row went through the base once. With `views`, of training
             rows only: the number of epochs that were recorded.
             Features that were read from a directory weren't computed: 0.0 if all were.
-        read: rows that were read from the directory.
+        read: rows that an earlier run or another process left in the directory.
         continued: rows whose features were computed from those of an earlier cut, in the directory.
         cuts: for each cached stage, the names of the layers whose outputs are kept.
         views: recorded epochs, with `BottleneckCache(views=...)`.

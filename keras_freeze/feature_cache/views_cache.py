@@ -25,6 +25,8 @@ class ViewsCache:
         views: how many epochs to record.
         shuffle: whether the rows of a replayed epoch are permuted.
         validates: whether the fit has validation data.
+        stored: opens the directory for validation, given the rows in memory; None = there is none.
+        stored_views: keeps views in a directory; None = there is none.
 
     Attributes:
         validation: the cache of the validation data, which is exact.
@@ -41,11 +43,19 @@ class ViewsCache:
         views: int,
         shuffle: bool,
         validates: bool,
+        stored: Any = None,
+        stored_views: Any = None,
     ):
         self.stats = stats
         self.max_bytes = free_memory() // 2 if max_bytes is None else max_bytes
         self.validation = FeatureCache(
-            cached_model, CacheStats(), self.max_bytes, dtype, validates=validates, trains=False
+            cached_model,
+            CacheStats(),
+            self.max_bytes,
+            dtype,
+            validates=validates,
+            trains=False,
+            stored=stored,
         )
         self.validates = validates
         self.recorder = Recorder(
@@ -56,6 +66,7 @@ class ViewsCache:
             dtype=dtype,
             backend=self.validation.backend,
             room=self._room,
+            stored=stored_views,
         )
         if not self.validation.stats.enabled:  # it has said why the model can't be cached
             self.recorder.turn_off(self.validation.stats.reason)
@@ -108,7 +119,7 @@ class ViewsCache:
     def _count(self) -> None:
         """Adds up the statistics of both parts."""
         train, test = self.recorder.stats, self.validation.stats
-        for name in ("hits", "misses", "rows", "bytes", "grouped"):
+        for name in ("hits", "misses", "rows", "bytes", "grouped", "read", "continued"):
             setattr(self.stats, name, getattr(train, name) + getattr(test, name))
         for name in ("views", "replayed", "pulled", "cuts", "reason"):
             setattr(self.stats, name, getattr(train, name))

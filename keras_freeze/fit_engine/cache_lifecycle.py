@@ -60,8 +60,9 @@ class CacheLifecycle:
         cached_model = CachedModel(model, plan.tree, served, plan.base_leaves)
         dtype = numpy_dtype(callback.dtype) if callback.dtype else None
         callback.stats = CacheStats()
-        arguments = cached_model, callback.stats, callback.byte_limit, dtype
-        stored = None if callback.path is None else _stored_rows(callback, model)
+        memory = callback.byte_limit if callback.path is None else None  # it limits the disk then
+        arguments = cached_model, callback.stats, memory, dtype
+        stored = None if callback.path is None else stored_rows(callback, model)
         validates = callbacks_of_fit.validates()
         self.cache: FeatureCache | ViewsCache
         self.lines: CacheLines | ViewsLines
@@ -69,7 +70,8 @@ class CacheLifecycle:
             self.cache = FeatureCache(*arguments, validates=validates, stored=stored)
             self.lines = CacheLines(self.cache, epochs, verbose=callback.verbose)
         else:
-            views = {"views": callback.views, "shuffle": callback.shuffle}
+            views: dict[str, Any] = {"views": callback.views, "shuffle": callback.shuffle}
+            views |= {"stored": stored, "stored_views": _stored_views(callback, model)}
             self.cache = ViewsCache(*arguments, **views, validates=validates)
             self.lines = ViewsLines(self.cache, epochs, verbose=callback.verbose)
         self.cache.set_alone(alone)
@@ -141,11 +143,20 @@ class CacheLifecycle:
             self.test.arm()
 
 
-def _stored_rows(callback: Any, model: Any) -> Callable[[MemoryStore], Any]:
+def stored_rows(callback: Any, model: Any) -> Callable[[MemoryStore], Any]:
     """Returns a function that opens the directory of a cache, given the rows in memory."""
     from keras_freeze.feature_cache.serving.stored_rows import StoredRows  # needs LMDB
 
     return partial(StoredRows, callback.path, callback.byte_limit, model.name)
+
+
+def _stored_views(callback: Any, model: Any) -> Any:
+    """Returns what keeps views in a directory; None if they stay in memory."""
+    if callback.path is None or callback.data is None:
+        return None
+    from keras_freeze.feature_cache.recording.stored_views import StoredViews  # needs LMDB
+
+    return StoredViews(callback.path, callback.byte_limit, model.name, callback.data)
 
 
 def _served_leaves(base: Any, model: Any, plan: Plan) -> list[Layer]:

@@ -100,7 +100,7 @@ class ViewsLines:
         self.replays = recordings.replayed is not None
         if not self.verbose or not begins:
             return ""
-        return replay_line(epoch + 1, self.epochs, len(recordings.views))
+        return replay_line(epoch + 1, self.epochs, len(recordings.views), recordings.loaded)
 
     def end_epoch(self, epoch: int) -> str:
         """Returns what to print after an epoch and its validation."""

@@ -25,6 +25,7 @@ import numpy as np
 
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.keras_internals.epoch_order.draw_order import epoch_order
+from keras_freeze.keras_internals.tell_next_batch import told
 
 Array = np.ndarray[Any, Any]
 Batch = Any
@@ -45,6 +46,7 @@ class ArrayFeed:
         is_new: True for rows whose features haven't been requested yet; set by the cache.
         sample: a copy of some rows, used by the consistency checks.
         order: draws the row numbers of an epoch, if Keras shuffles rows or nothing.
+        tell_next: is told the row numbers of the next batch, one batch ahead; set by the cache.
     """
 
     def __init__(self, epoch_iterator: Any, to_tensor: Callable[[Array], Any]):
@@ -62,6 +64,7 @@ class ArrayFeed:
         self.is_new = np.zeros(len(self), bool)
         self.sample: tuple[Any, ...] | None = None
         self.late: Any = None  # the iterator's class while batches are taken by row number
+        self.tell_next: Callable[[Array], None] | None = None
         self.others = self.inputs[1:]
         self.dataset = getattr(epoch_iterator, "_distributed_dataset", None)
 
@@ -79,7 +82,9 @@ class ArrayFeed:
         if self.has_numbers and self.dataset is not None:
             # TensorFlow uses the arrays' values from the beginning of `fit`, even if they change.
             self.others = keras.tree.map_structure(_copied, self.inputs[1:])
-        self.epoch_iterator._get_iterator = lambda: FedBatches(self, take())
+        self.epoch_iterator._get_iterator = lambda: FedBatches(
+            self, told(take(), lambda: self.tell_next)
+        )
         self.order = epoch_order(self.adapter)
         if keras.backend.backend() == "torch":
             self.late = _pulling_late(type(self.epoch_iterator), rests)
@@ -118,7 +123,7 @@ class ArrayFeed:
         return tuple(keras.tree.map_structure(take, self.others))
 
     def _taken(self, numbers: Array | slice, leaf: Array | None) -> Any:
-        return None if leaf is None else self.to_tensor(_as_fed(leaf[numbers]))
+        return None if leaf is None else self.to_tensor(as_fed(leaf[numbers]))
 
     def _as_keras_does(self) -> Callable[[], Iterator[Batch]]:
         """Returns a function whose batches are row numbers, shuffled as Keras shuffles the rows.
@@ -150,7 +155,7 @@ class ArrayFeed:
 
     def rows(self, place: int, numbers: Array) -> Array:
         """Returns rows of an array, in the dtype in which Keras would pass them."""
-        return _as_fed(self.leaves[place][numbers])
+        return as_fed(self.leaves[place][numbers])
 
     def unknown(self, batch: int) -> Array:
         """Returns the rows without a slot; if the order is known, only those in full batches."""
@@ -160,11 +165,11 @@ class ArrayFeed:
     @cached_property
     def specs(self) -> list[tuple[tuple[int, ...], str]]:
         """The shape of a row and the dtype, for each array."""
-        first = [_as_fed(leaf[:1]) for leaf in self.leaves]
+        first = [as_fed(leaf[:1]) for leaf in self.leaves]
         return [(row.shape[1:], keras.backend.standardize_dtype(row.dtype)) for row in first]
 
 
-def _as_fed(rows: Array) -> Array:
+def as_fed(rows: Array) -> Array:
     """Returns rows in the dtype in which Keras would pass them."""
     dtype = keras.backend.standardize_dtype(rows.dtype)
     if keras.backend.is_float_dtype(dtype) and dtype != keras.backend.floatx():

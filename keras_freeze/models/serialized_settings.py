@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -15,7 +16,16 @@ from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 
 Plain = Any  # data that JSON can hold
-CACHE_ARGUMENTS = ("base", "views", "shuffle", "dtype", "max_bytes", "verbose")
+CACHE_ARGUMENTS = (
+    "base",
+    "views",
+    "shuffle",
+    "directory",
+    "data",
+    "dtype",
+    "max_bytes",
+    "verbose",
+)
 
 
 def read_cache(cache: Any, augment: Sequence[Layer]) -> BottleneckCache | None:
@@ -63,6 +73,8 @@ def cache_to_plain(cache: BottleneckCache | None, follows: bool) -> Plain:
     arguments = {name: getattr(cache, name) for name in CACHE_ARGUMENTS}
     if isinstance(cache.base, keras.layers.Layer):
         arguments["base"] = cache.base.name
+    if cache.directory is not None:
+        arguments["directory"] = os.fspath(cache.directory)
     if follows:
         del arguments["verbose"]
     return arguments

@@ -31,6 +31,12 @@ def state_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return args[:-1]
 
 
+def state_outside_fit(model: Any) -> tuple[Any, ...]:
+    """Returns the arguments of a step before the data, with the present values of variables."""
+    trainable, others = model.trainable_variables, model.non_trainable_variables
+    return (([v.value for v in trainable], [v.value for v in others]),)
+
+
 def next_args(result: Any) -> tuple[Any, ...]:
     """Returns the arguments before the data of the next step, from what a step returned."""
     return (result[1],)

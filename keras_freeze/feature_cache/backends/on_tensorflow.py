@@ -30,6 +30,11 @@ def state_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (getattr(args[-1], "element_spec", None),)
 
 
+def state_outside_fit(model: Any) -> tuple[Any, ...]:
+    """Returns the element spec of the data, which is unknown."""
+    return (None,)
+
+
 def next_args(result: Any) -> tuple[Any, ...]:
     """Returns the arguments before the data of the next step: none."""
     return ()

@@ -31,6 +31,11 @@ def state_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return ()
 
 
+def state_outside_fit(model: Any) -> tuple[Any, ...]:
+    """Returns the arguments of a step before the data: none."""
+    return ()
+
+
 def next_args(result: Any) -> tuple[Any, ...]:
     """Returns the arguments before the data of the next step: none."""
     return ()

@@ -22,11 +22,24 @@ from keras_freeze.feature_cache.fingerprints.plain_values import (
 )
 from keras_freeze.graph.layer_calls import LayerCall, Program, Value
 
+IDENTITIES = (  # in inference, in which cached layers run
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
 FORMAT = 1  # of the files; another number makes all files unknown
 
 
 def prints_of_values(
-    program: Program, calls: Iterable[LayerCall], places: Sequence[int]
+    program: Program,
+    calls: Iterable[LayerCall],
+    places: Sequence[int],
+    *,
+    records: bool = False,
 ) -> dict[Value, Print]:
     """Returns a fingerprint for each tensor that calls compute: a chained hash (a Merkle tree).
 
@@ -38,16 +51,20 @@ def prints_of_values(
         program: the graph.
         calls: the calls of frozen layers, in order.
         places: the inputs from which the keys of rows are made.
+        records: whether random layers run as in training.
 
     Raises:
         UnknownContentError: a layer's code or settings can't be read.
     """
-    start = print_of(FORMAT, versions(), _global_settings(), tuple(places))
+    start = print_of(FORMAT, versions(), _global_settings(), tuple(places), records)
     prints: dict[Value, Print] = {}
     for place, value in enumerate(program.inputs):
         prints[value] = print_of(start, "input", place, _spec(program.symbols[value]))
     layers: dict[int, Print] = {}
     for call in calls:
+        if (same := _unchanged(call, program, records)) is not None:
+            prints[call.writes[0]] = prints[same]
+            continue
         if not call.enters and id(call.operation) not in layers:
             layers[id(call.operation)] = print_of_operation(call.operation)
         specs = [_spec(program.symbols[value]) for value in call.writes]
@@ -56,6 +73,17 @@ def prints_of_values(
         for number, value in enumerate(call.writes):
             prints[value] = print_of(what, given, number)
     return prints
+
+
+def _unchanged(call: LayerCall, program: Program, records: bool) -> Value | None:
+    """Returns the tensor that a call passes on unchanged: into a nested model, or in a Dropout."""
+    read = list(call.reads.values())
+    if len(read) != 1 or len(call.writes) != 1:
+        return None
+    if call.enters:
+        before, after = program.symbols[read[0]], program.symbols[call.writes[0]]
+        return read[0] if _spec(before) == _spec(after) else None
+    return read[0] if type(call.operation) in IDENTITIES and not records else None
 
 
 def versions() -> dict[str, str]:
@@ -70,8 +98,9 @@ def _global_settings() -> tuple[Any, ...]:
     return config.image_data_format(), config.floatx(), config.epsilon()
 
 
-def _spec(symbol: Any) -> tuple[Any, ...]:
-    return tuple(symbol.shape[1:]), keras.backend.standardize_dtype(symbol.dtype)
+def _spec(symbol: Any) -> tuple[int, str]:
+    """Returns the rank and the dtype. A row's shape is a part of its key."""
+    return len(symbol.shape), keras.backend.standardize_dtype(symbol.dtype)
 
 
 def _arguments(call: LayerCall, prints: dict[Value, Print]) -> Any:

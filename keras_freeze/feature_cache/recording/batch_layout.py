@@ -29,6 +29,13 @@ class BatchLayout:
         self.inputs = {place: _kind(leaf) for place, leaf in inputs.items()}
         self.structure = keras.tree.map_structure(_kind, others)
 
+    @classmethod
+    def of_kinds(cls, inputs: dict[int, Any], structure: Any, backend: Any) -> BatchLayout:
+        """Returns a layout from the kinds of its leaves, "array", "tensor" or None."""
+        layout = cls({}, (), backend)
+        layout.inputs, layout.structure = inputs, structure
+        return layout
+
     def columns(self, inputs: dict[int, Any], others: tuple[Any, ...], rows: int) -> Columns:
         """Returns the arrays of a batch.
 

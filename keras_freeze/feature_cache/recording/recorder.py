@@ -34,6 +34,7 @@ class Recorder:
         dtype: dtype in which float features are kept; None = their own.
         backend: the module of the backend.
         room: returns how many bytes all views may take.
+        stored: keeps views in a directory; None = there is none.
 
     Attributes:
         is_on: False once training runs without recordings.
@@ -49,14 +50,16 @@ class Recorder:
         dtype: Any,
         backend: Any,
         room: Callable[[], float],
+        stored: Any = None,
     ):
+        self.stored = stored
         self.cached_model = cached_model
         self.stats = stats
         self.dtype = dtype
         self.backend = backend
         self.checks = ConsistencyChecks(backend)
         self.batches = BatchRecorder(cached_model, backend)
-        self.recordings = Recordings(stats, views, shuffle, backend, room)
+        self.recordings = Recordings(stats, views, shuffle, backend, room, stored)
         model = cached_model.model
         self.steps = TrainingSteps(self.recordings, self.batches, stats, model, backend, self.stop)
         self.part: GraphPrefix | LayerPrefix | None = None  # the last part that was served
@@ -93,6 +96,9 @@ class Recorder:
         part = choice.part
         self.layers = part.layers if part is not None else []
         self._look_at_weights()
+        if self.stored is not None:
+            is_known = self.cached_model.is_readable
+            self.stored.begin_stage(choice if is_known else None, self.dtype)
         if part is None:
             return None
         if kept and self.part is not None:
@@ -115,7 +121,7 @@ class Recorder:
         self.epoch += 1
         if self.is_on:
             self._follow_weights()
-            self.recordings.begin_epoch(left)
+            self.recordings.begin_epoch(left, iterator.num_batches)
         self.steps.begin_epoch(iterator, epochs)
 
     def _follow_weights(self) -> None:
@@ -130,6 +136,8 @@ class Recorder:
             if self.recordings.views:
                 tell(f"begins a new recording: {error.reason}.")
             self.recordings.drop()
+            if self.stored is not None:
+                self.stored.folder = None  # its fingerprint is another one now
             self.steps.groups.forget()
             self._look_at_weights()
 

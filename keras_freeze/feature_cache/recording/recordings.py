@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from keras_freeze.feature_cache.not_cacheable import tell
 from keras_freeze.feature_cache.recording.view import View
 from keras_freeze.feature_cache.serving.device_tables import DeviceTables
 from keras_freeze.feature_cache.storage.row_chunks import Array
+
+if TYPE_CHECKING:  # it needs LMDB
+    from keras_freeze.feature_cache.recording.stored_views import StoredViews
 
 
 class Recordings:
@@ -25,6 +28,7 @@ class Recordings:
         shuffle: whether the rows of a replayed epoch are permuted.
         backend: the module of the backend.
         room: returns how many bytes all views may take.
+        stored: keeps views in a directory; None = there is none.
 
     Attributes:
         views: the complete recordings.
@@ -35,8 +39,15 @@ class Recordings:
     """
 
     def __init__(
-        self, stats: CacheStats, views: int, shuffle: bool, backend: Any, room: Callable[[], float]
+        self,
+        stats: CacheStats,
+        views: int,
+        shuffle: bool,
+        backend: Any,
+        room: Callable[[], float],
+        stored: StoredViews | None = None,
     ):
+        self.stored = stored
         self.stats = stats
         self.asked = views
         self.shuffle = shuffle
@@ -55,6 +66,7 @@ class Recordings:
         self.wanted = self.asked
         self.tables: list[DeviceTables] = []  # of all views
         self.epoch = 0  # epochs since the recording began
+        self.loaded = 0  # views that came from the directory
         self.is_announced = False  # a line about the first view was printed
         self._count()
 
@@ -89,17 +101,34 @@ class Recordings:
         self._count()
         return bool(views)
 
-    def begin_epoch(self, left: int | None) -> None:
+    def _load(self, num_batches: int | None) -> None:
+        """Takes stored views, as far as memory holds them."""
+        if self.stored is None or self.views or not self.stored.find(num_batches):
+            return
+        while len(self.views) < self.wanted:
+            view = View(self.room() - self.stats.bytes, self.backend, self.tables)
+            if not self.stored.load(len(self.views), view):
+                return
+            self.views.append(view)
+            self.loaded, self.is_announced = len(self.views), True
+            self.stats.read += view.rows
+            self.rows_of_epoch = self.rows_of_epoch or view.rows
+            self._count()
+
+    def begin_epoch(self, left: int | None, num_batches: int | None) -> None:
         """Chooses whether the next epoch is recorded, replayed, or neither.
 
         Args:
             left: number of epochs until the end of the fit, if known.
+            num_batches: number of batches in an epoch, if known.
         """
         self.current = self.replayed = None
+        self._load(num_batches)
+        is_kept = self.stored is not None and self.stored.folder is not None
         if self.views and len(self.views) >= self.wanted:
             self.replayed = self.views[self.epoch % self.wanted]
             self.stats.replayed += 1
-        elif self.wanted and (self.views or left is None or left > self.wanted):
+        elif self.wanted and (self.views or is_kept or left is None or left > self.wanted):
             self.current = View(self.room() - self.stats.bytes, self.backend, self.tables)
         self.epoch += 1
 
@@ -129,6 +158,8 @@ class Recordings:
         self.views.append(view)
         self.rows_of_epoch = self.rows_of_epoch or view.rows
         self._count()
+        if self.stored is not None:
+            self.stored.save(len(self.views) - 1, view)
         if len(self.views) == 1:
             self._limit(int(self.room() // max(1, view.nbytes)), view.nbytes)
 
@@ -163,6 +194,8 @@ class Recordings:
 
     def close(self) -> None:
         """Frees everything; the statistics stay."""
+        if self.stored is not None:
+            self.stored.close()
         counts = self.stats.views, self.stats.rows, self.stats.bytes
         self.drop()
         self.stats.views, self.stats.rows, self.stats.bytes = counts

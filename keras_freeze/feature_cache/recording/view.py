@@ -89,6 +89,27 @@ class View:
         """Bytes that the whole view takes at least."""
         return self.bytes_per_row * max(self.seen, self.least)
 
+    def fill(self, features: Columns, others: Columns, axes: dict[str, Axes | None]) -> bool:
+        """Takes all rows from arrays, if there is memory for them; returns False if there isn't.
+
+        `sizes` says how many rows there are.
+        """
+        columns = (*features.values(), *others.values())
+        if sum(array.nbytes for array in columns) > self.max_bytes:
+            return False
+        self.bytes_per_row = sum(map(bytes_of_row, columns))
+        self.axes = axes
+        for kept, arrays in ((self.features, features), (self.others, others)):
+            kept.expected = self.rows
+            kept.append(arrays, self.rows)
+        self.close()
+        return True
+
+    def whole_columns(self) -> tuple[Columns, dict[str, Axes | None]]:
+        """Returns all columns of a complete view, and the memory order of its features."""
+        chunks = {**self.features.columns, **self.others.columns}
+        return {name: parts[0][: self.rows] for name, parts in chunks.items()}, dict(self.axes)
+
     def close(self) -> None:
         """Ends the recording: each column's rows are then in one piece."""
         self.features.join()

@@ -106,6 +106,14 @@ def specs_of(tensors: list[Any]) -> list[tuple[tuple[int, ...], str]]:
     return list(zip(shapes, dtypes, strict=True))
 
 
+def keys_of(feed: ArrayFeed, places: list[int], numbers: Array, salt: bytes) -> list[Key]:
+    """Returns the keys of rows of arrays.
+
+    Rows have the dtype in which Keras yields them, so that keys are the same as of tensors.
+    """
+    return [salt + key for key in row_keys([feed.rows(place, numbers) for place in places])]
+
+
 class NumberedRows:
     """Rows given by their numbers in arrays: a row is hashed once, and read only if needed.
 
@@ -148,12 +156,8 @@ class NumberedRows:
             self.found(missing, store.find(keys))
 
     def hashes(self, numbers: Array) -> list[Key]:
-        """Returns the keys of rows, from the arrays' present content.
-
-        Rows have the dtype in which Keras yields them, so that keys are the same as of tensors.
-        """
-        arrays = [self.feed.rows(place, numbers) for place in self.places]
-        return [self.salt + key for key in row_keys(arrays)]
+        """Returns the keys of rows, from the arrays' present content."""
+        return keys_of(self.feed, self.places, numbers, self.salt)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_freeze.feature_cache.cache_stats import CacheStats
-from keras_freeze.feature_cache.serving.batch_rows import NumberedRows, Positions, Rows
+from keras_freeze.feature_cache.serving.batch_rows import NumberedRows, Positions, Rows, keys_of
 from keras_freeze.feature_cache.serving.brought_rows import Brought
 from keras_freeze.feature_cache.serving.run_prefix import PrefixRunner
 from keras_freeze.feature_cache.serving.stage_server import StageServer
@@ -88,26 +88,27 @@ class RowBringer:
             return loose
         left = list(dict.fromkeys(rows.keys(missing)))
         if (brought := self.stored.read(left)) is not None:
-            self.stats.read += len(brought.positions)
             left = self._put(left, brought, loose)
         by = self.stored.continuation
         if left and by is not None and (known := self.stored.read_sources(left)) is not None:
             columns = self.prefix.continued(known, by, rows.size, served, state)
             self.stats.continued += len(known.positions)
-            before = len(left)
             done = Brought(known.positions, columns, {})
             keys = [left[position] for position in known.positions]
-            left = self._put(left, done, loose)
-            assert len(left) < before
+            left = self._put(left, done, loose, counts=False)
             kept = int(np.count_nonzero(self.store.find(keys) >= 0))
             self.stored.write(keys, columns, self.axes, kept=kept)
         slots = self.store.find(rows.keys(missing))
         rows.found(missing[slots >= 0], slots[slots >= 0])
         return loose
 
-    def _put(self, keys: list[Key], brought: Brought, loose: LooseRows) -> list[Key]:
+    def _put(
+        self, keys: list[Key], brought: Brought, loose: LooseRows, *, counts: bool = True
+    ) -> list[Key]:
         """Adds rows to memory as far as there is room; returns the keys that weren't brought."""
         found = [keys[position] for position in brought.positions]
+        if counts:
+            self.stats.read += sum(key not in self.seen for key in found)
         self.axes |= {name: order for name, order in brought.axes.items() if order is not None}
         self.seen.update(found)
         kept = self.store.add(found, brought.columns)
@@ -134,16 +135,37 @@ class RowBringer:
             left = list(dict.fromkeys(rows.keys(missing)))
             brought = self.stored.read(left)
             if brought is None:
-                return
-            self.stats.read += len(brought.positions)
+                continue
             self._put(left, brought, LooseRows())
             slots = self.store.find(rows.keys(missing))
             rows.found(missing[slots >= 0], slots[slots >= 0])
 
     @property
+    def keeps_all(self) -> bool:
+        """True if rows that memory has no room for are in the directory."""
+        stored = self.stored
+        return stored is not None and bool(stored.folders) and not stored.directory.failure
+
+    @property
     def has_brought(self) -> bool:
         """True if there are rows in memory that came from the directory."""
         return bool(self.stored is not None and self.stored.folders and self.stats.read)
+
+    def begin_epoch(self, feed: ArrayFeed | None, served: StageServer, kind: str) -> None:
+        """Reads rows of arrays ahead in the next epoch, if memory has no room for all of them."""
+        stored = self.stored
+        if stored is None or feed is None:
+            return
+        feed.tell_next = None
+        if not stored.has_rows or not self.store.bytes_per_row or self.store.room:
+            return
+        places, salt = served.places(feed.structure), served.salt(kind)
+
+        def begin(numbers: Array) -> None:
+            missing = numbers[feed.slots[numbers] < 0]
+            stored.ahead.begin(lambda: keys_of(feed, places, missing, salt))
+
+        feed.tell_next = begin
 
     def write(self, keys: list[Key], columns: Columns, *, kept: int) -> None:
         """Gives computed rows to the directory; the first `kept` are in memory too."""

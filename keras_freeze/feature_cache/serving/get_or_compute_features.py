@@ -179,7 +179,8 @@ class BatchFeatures:
         kept = self.store.add(keys, computed)
         rows.found(positions[:kept], self.store.find(keys[:kept]), computed=True)
         self.bringer.write(keys, computed, kept=kept)
-        if kept < len(keys) and self.checks.once("budget"):
+        is_short = kept < len(keys) and not self.bringer.keeps_all
+        if is_short and self.checks.once("budget"):
             self._warn_of_budget()
 
     def _warn_of_budget(self) -> None:

@@ -99,6 +99,7 @@ class StepRunner:
             self.trial.is_over = True
         served = self.find_served(kind)
         if served is not None:
+            self.features.bringer.begin_epoch(self.feeds.get(kind), served, kind)
             wanted = self.trial.is_over and self.alone[kind]
             self.grouped.begin_epoch(served, kind, epochs if wanted else 0)
 

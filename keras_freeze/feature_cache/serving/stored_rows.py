@@ -17,6 +17,7 @@ from keras_freeze.feature_cache.fingerprints.plain_values import UnknownContentE
 from keras_freeze.feature_cache.fingerprints.value_prints import prints_of_values, versions
 from keras_freeze.feature_cache.not_cacheable import tell
 from keras_freeze.feature_cache.serving.brought_rows import Brought, Continuation
+from keras_freeze.feature_cache.serving.read_ahead import ReadAhead
 from keras_freeze.feature_cache.storage.memory_order import Axes
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.storage.row_hashes import Key
@@ -52,6 +53,7 @@ class StoredRows:
         self.reason = ""  # why the running stage uses no directory
         self.prints: dict[Value, bytes] = {}
         self.told: set[str] = set()
+        self.ahead = ReadAhead(self._read)
 
     def begin_stage(self, part: GraphPrefix | LayerPrefix, dtype: Any, *, is_known: bool) -> None:
         """Opens the folders of the running stage.
@@ -94,6 +96,7 @@ class StoredRows:
         """
         if not self.folders:
             return
+        self.ahead.close()
         self.catch_up(patiently=True, axes=axes)
         if self.have_weights_changed():
             self.directory.flush()
@@ -161,9 +164,12 @@ class StoredRows:
 
     def read(self, keys: list[Key]) -> Brought | None:
         """Returns the features of those rows that the directory has."""
-        brought = _read(self.folders, keys)
+        brought = self.ahead.take(keys)
         self._tell_of_problems()
         return brought
+
+    def _read(self, keys: list[Key]) -> Brought | None:
+        return _read(self.folders, keys)
 
     def read_sources(self, keys: list[Key]) -> Brought | None:
         """Returns features of an earlier cut of those rows that the directory has."""
