@@ -54,15 +54,14 @@ def extract_features(
     Raises:
         CacheError: nothing is frozen, or the features can't be cached.
     """
-    choice = _choose(cached_model, flags)
-    names = choice.names
+    names = _check(cached_model, flags).names
     cache = FeatureCache(
         cached_model,
         stats,
         max_bytes,
         dtype,
         validates=False,
-        trains=choice.training,
+        trains=False,  # layers run in inference mode, whatever their flags are now
         stored=stored,
     )
     try:
@@ -81,14 +80,11 @@ def extract_features(
     return arrays[0] if len(arrays) == 1 else dict(zip(names, arrays, strict=True))
 
 
-def _choose(cached_model: CachedModel, flags: Flags) -> ChosenCut:
-    """Finds the cut of a `fit`: of training, or of validation if training can't be cached."""
+def _check(cached_model: CachedModel, flags: Flags) -> ChosenCut:
+    """Finds the cut, or raises `CacheError`."""
     try:
         cached_model.check()
-        try:
-            choice = choose(cached_model, flags, [])
-        except NotCacheableError:
-            choice = choose(cached_model, flags, [], training=False)
+        choice = choose(cached_model, flags, [], training=False)
     except NotCacheableError as error:
         raise CacheError(f"The features can't be cached: {error.reason}.") from None
     if choice.part is None:
@@ -104,14 +100,13 @@ def _parts(
 ) -> Iterator[dict[str, Array]]:
     """Yields the features of each batch by column."""
     model, backend = cache.cached_model.model, cache.backend
-    kind = "train" if served.training else "test"
     state = backend.state_outside_fit(model)
     wanted = served.part.columns
     with attributes(served.patches):
         for x in _batches(data, batch_size):
             x = keras.tree.map_structure(partial(_tensor, backend), x)
-            rows = HashedRows(x, served.places(x), cache.store, backend, served.salt(kind))
-            features = cache.features.of(rows, served, kind, state)
+            rows = HashedRows(x, served.places(x), cache.store, backend, served.salt("test"))
+            features = cache.features.of(rows, served, "test", state)
             columns = wanted or served.part.columns
             yield {name: np.array(backend.to_numpy(features[name])) for name in columns}
 
