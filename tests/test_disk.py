@@ -107,6 +107,13 @@ def test_reduced_precision_has_files_of_its_own(dtype: str, directory: Path):
     assert cached(run, directory=directory)[2].base_passes == 1.0
 
 
+@pytest.mark.one_backend
+def test_reduced_precision_is_made_from_stored_features(directory: Path):
+    check(run_of(), directory=directory)
+    stats = cached(run_of(), directory=directory, dtype="float16")[2]
+    assert (stats.base_passes, stats.continued) == (0.0, ROWS)
+
+
 def text() -> keras.Model:
     """The mask of the words goes through the cut."""
     words = keras.Input((6,))

@@ -12,7 +12,7 @@ import keras_freeze
 
 HOME = Path(keras_freeze.__file__).parent
 RAISED = {"FreezeError", "ScheduleError", "LayerMatchError", "CacheError", "error", "_refuse"}
-WARNED = {"warn", "tell"}
+WARNED = {"warn", "tell", "_once", "_decline"}
 ASIDE = "NotCacheableError"
 VARIES = "\N{HORIZONTAL ELLIPSIS}"  # replaces the part of a message that varies
 
@@ -57,6 +57,7 @@ def raised(*rooms: str) -> list[str]:
 def _sentence(text: str) -> str:
     """Returns a message without the received value and the closing hint."""
     text = re.sub(" Received: .*", "", text, flags=re.DOTALL)
+    text = re.sub(rf"[.] {VARIES}$", ".", text)  # the received value, from a variable
     return text.replace(f".{VARIES}", ".").rstrip(".") + "."
 
 

@@ -62,7 +62,8 @@ class CacheLifecycle:
         callback.stats = CacheStats()
         memory = callback.byte_limit if callback.path is None else None  # it limits the disk then
         arguments = cached_model, callback.stats, memory, dtype
-        stored = None if callback.path is None else stored_rows(callback, model)
+        network = " + ".join(base.label for base in plan.bases) or model.name
+        stored = None if callback.path is None else stored_rows(callback, network)
         validates = callbacks_of_fit.validates()
         self.cache: FeatureCache | ViewsCache
         self.lines: CacheLines | ViewsLines
@@ -71,7 +72,7 @@ class CacheLifecycle:
             self.lines = CacheLines(self.cache, epochs, verbose=callback.verbose)
         else:
             views: dict[str, Any] = {"views": callback.views, "shuffle": callback.shuffle}
-            views |= {"stored": stored, "stored_views": _stored_views(callback, model)}
+            views |= {"stored": stored, "stored_views": _stored_views(callback, network)}
             self.cache = ViewsCache(*arguments, **views, validates=validates)
             self.lines = ViewsLines(self.cache, epochs, verbose=callback.verbose)
         self.cache.set_alone(alone)
@@ -143,20 +144,20 @@ class CacheLifecycle:
             self.test.arm()
 
 
-def stored_rows(callback: Any, model: Any) -> Callable[[MemoryStore], Any]:
+def stored_rows(callback: Any, network: str) -> Callable[[MemoryStore], Any]:
     """Returns a function that opens the directory of a cache, given the rows in memory."""
     from keras_freeze.feature_cache.serving.stored_rows import StoredRows  # needs LMDB
 
-    return partial(StoredRows, callback.path, callback.byte_limit, model.name)
+    return partial(StoredRows, callback.path, callback.byte_limit, network)
 
 
-def _stored_views(callback: Any, model: Any) -> Any:
+def _stored_views(callback: Any, network: str) -> Any:
     """Returns what keeps views in a directory; None if they stay in memory."""
     if callback.path is None or callback.data is None:
         return None
     from keras_freeze.feature_cache.recording.stored_views import StoredViews  # needs LMDB
 
-    return StoredViews(callback.path, callback.byte_limit, model.name, callback.data)
+    return StoredViews(callback.path, callback.byte_limit, network, callback.data)
 
 
 def _served_leaves(base: Any, model: Any, plan: Plan) -> list[Layer]:

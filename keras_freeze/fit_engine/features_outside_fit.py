@@ -34,7 +34,7 @@ def features_of(callback: Any, model: Any, data: Any, batch_size: int) -> Any:
         callback.stats,
         max_bytes=None if callback.path is not None else callback.byte_limit,
         dtype=numpy_dtype(callback.dtype) if callback.dtype else None,
-        stored=None if callback.path is None else stored_rows(callback, model),
+        stored=None if callback.path is None else stored_rows(callback, model.name),
     )
 
 

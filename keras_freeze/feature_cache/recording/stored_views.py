@@ -31,7 +31,7 @@ class StoredViews:
     Args:
         path: the directory.
         limit: bytes that it may take; None = as many as the disk has.
-        network: the name of the model, for people who look at the directory.
+        network: the name of the base, for people who look at the directory.
         data: the name of the data. Views are found again under the same name, the same frozen part
             and random layers, and the same number of batches.
     """

@@ -35,7 +35,7 @@ class StoredRows:
     Args:
         path: the directory.
         limit: bytes that it may take; None = as many as the disk has.
-        network: the name of the model, for people who look at the directory.
+        network: the name of the base, for people who look at the directory.
         store: the rows in memory.
 
     Attributes:
@@ -147,13 +147,13 @@ class StoredRows:
         known = {
             value
             for value in self.prints
-            if value not in served
+            if (value not in served or self.dtype is not None)
             and value not in part.program.inputs
             and self.directory.has(self._name(value, None))
         }
         found = calls_after(part.calls, part.values, known)
         calls, sources = found
-        if not calls or not sources or not sources.isdisjoint(part.program.inputs):
+        if not sources or not sources.isdisjoint(part.program.inputs):
             return None
         return Continuation({value: self._open(value, None) for value in sources}, calls)
 
