@@ -1,4 +1,4 @@
-"""The command `keras-freeze`, with the subcommands `plan` and `demo`."""
+"""The command `keras-freeze`, with the subcommands `plan`, `demo` and `cache`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import keras
 
 from keras_freeze import Schedule
+from keras_freeze.cache_command.parser import add_cache
+from keras_freeze.cache_command.run import run_cache
 from keras_freeze.demo import run_demo
 from keras_freeze.errors import FreezeError
 
@@ -22,12 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command-line arguments; `None` = `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0, or 2 if an argument is invalid.
+        The exit status: 0, 1 if `cache verify` found damage, or 2 if an argument is invalid.
     """
     options = _parser().parse_args(arguments)
     try:
         if options.command == "plan":
             _plan(options)
+        elif options.command == "cache":
+            return run_cache(options)
         else:
             run_demo(seeds=options.seeds, output=options.output, schedule=options.schedule)
     except (FreezeError, ImportError) as error:
@@ -100,4 +104,5 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("keras_freeze_demo.png"),
         help="path of the plot (default: keras_freeze_demo.png)",
     )
+    add_cache(commands)
     return parser

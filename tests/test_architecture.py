@@ -37,7 +37,8 @@ MAY_IMPORT |= {
     "models": {*FACE, "callbacks"},
     "": {*FACE, "callbacks", "models"},
     "demo": {"", "errors"},
-    "cli": {"", "errors", "demo"},
+    "cache_command": {"feature_cache", "display", "errors"},
+    "cli": {"", "errors", "demo", "cache_command"},
 }
 # The subpackages, and the ones each may import. A module next to them counts as one.
 MAY_IMPORT_WITHIN = {
@@ -68,6 +69,15 @@ MAY_IMPORT_WITHIN = {
             "cutting",
             "backends",
             "checks",
+            "serving",
+            "fingerprints",
+            "directory",
+        },
+        "extract_features": {
+            "not_cacheable",
+            "cache",
+            "cache_stats",
+            "cutting",
             "serving",
         },
         "views_cache": {"cache", "cache_stats", "storage", "cutting", "serving", "recording"},

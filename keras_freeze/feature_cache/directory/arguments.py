@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_freeze.errors import CacheError
-from keras_freeze.feature_cache.directory.marks import is_marked
+from keras_freeze.feature_cache.directory.marks import IGNORE, TAG, is_marked
+from keras_freeze.feature_cache.directory.room import REMOVED, fingerprints
 
 NEEDED = ("lmdb", "filelock")
 
@@ -26,11 +27,18 @@ def check_directory(directory: Any) -> Path | None:
             "`directory` must be None (features are kept in memory) or the path of a directory, "
             f"such as 'features'. Received: directory={directory!r}"
         )
-    path = Path(directory).expanduser()
     received = f"Received: directory={str(directory)!r}"
-    if path.exists() and not path.is_dir():
+    try:
+        path = Path(directory).expanduser()
+    except (RuntimeError, TypeError) as error:  # there is no such home, or it consists of bytes
+        raise CacheError(
+            f"`directory` must be the path of a directory: {error}. {received}"
+        ) from error
+    if "\0" in str(path):
+        raise CacheError(f"`directory` must be a path without zero bytes. {received}")
+    if os.path.exists(path) and not os.path.isdir(path):
         raise CacheError(f"`directory` must be the path of a directory, not of a file. {received}")
-    if path.is_dir() and not is_marked(path) and _is_filled(path):
+    if os.path.isdir(path) and not is_marked(path) and _is_foreign(path):
         raise CacheError(
             "`directory` must be a new or empty directory, or one that a cache has made: this one "
             f"holds other files. Did you mean {str(path / 'features')!r}? {received}"
@@ -44,11 +52,18 @@ def check_directory(directory: Any) -> Path | None:
     return path
 
 
-def _is_filled(path: Path) -> bool:
+def _is_foreign(path: Path) -> bool:
+    """Returns True if a directory without a whole mark holds anything that isn't of a cache.
+
+    The mark may be cut off if the process that wrote it was killed, or damaged later.
+    """
     try:
-        return any(path.iterdir())
+        names = {each.name for each in path.iterdir()}
+        ours = {path.name for path in fingerprints(path)} | {TAG, IGNORE, ".opening.lock"}
     except OSError:
         return True
+    is_begun = not names or TAG in names
+    return not is_begun or not all(name in ours or name.startswith(REMOVED) for name in names)
 
 
 def check_data(data: Any, views: int | None, directory: Path | None) -> str | None:

@@ -64,6 +64,10 @@ def packed(keys: Sequence[Key], columns: Columns, axes: dict[str, Axes | None]) 
         columns: arrays (rows, ...).
         axes: for each column, its axes in memory order, if that isn't C order.
     """
+    # The name of a dtype doesn't tell its byte order.
+    columns = {
+        name: array.astype(_native(array.dtype), copy=False) for name, array in columns.items()
+    }
     layouts = [
         ColumnLayout(name, array.dtype.name, array.shape[1:], axes.get(name))
         for name, array in columns.items()
@@ -88,6 +92,10 @@ def packed(keys: Sequence[Key], columns: Columns, axes: dict[str, Axes | None]) 
     return block
 
 
+def _native(dtype: Any) -> Any:
+    return dtype.newbyteorder("=")
+
+
 def checksum(key: Key, row: Array) -> bytes:
     """Returns the checksum of a row: a hash that depends on its key too."""
     return xxhash.xxh3_128_digest(row.data, xxhash.xxh3_64_intdigest(key))
@@ -98,6 +106,7 @@ class Block:
 
     Args:
         raw: the bytes.
+        source: what they belong to, such as the file.
 
     Attributes:
         keys: the key of each row.
@@ -107,7 +116,8 @@ class Block:
         DamagedError: the part before the rows isn't what was written.
     """
 
-    def __init__(self, raw: memoryview | bytes | bytearray):
+    def __init__(self, raw: memoryview | bytes | bytearray, source: object = None):
+        self.source = source
         view = memoryview(raw)
         if len(view) < LENGTHS.size:
             raise DamagedError
@@ -116,16 +126,19 @@ class Block:
         first = begin + 2 * WIDTH * count + WIDTH
         if mark != MARK or len(view) != first + width * count:
             raise DamagedError
-        if view[first - WIDTH : first] != xxhash.xxh3_128_digest(view[: first - WIDTH]):
+        before = bytes(view[: first - WIDTH])  # a copy, which can't change once it is checked
+        if view[first - WIDTH : first] != xxhash.xxh3_128_digest(before):
             raise DamagedError
-        described = json.loads(bytes(view[LENGTHS.size : begin]))
+        described = json.loads(before[LENGTHS.size : begin])
         self.layouts = [
-            ColumnLayout(name, dtype, tuple(shape), axes and tuple(axes))
+            ColumnLayout(name, dtype, tuple(shape), None if axes is None else tuple(axes))
             for name, dtype, shape, axes in described
         ]
-        names = bytes(view[begin : begin + WIDTH * count])
+        if sum(layout.nbytes for layout in self.layouts) != width:
+            raise DamagedError
+        names = before[begin : begin + WIDTH * count]
         self.keys = [names[i * WIDTH : (i + 1) * WIDTH] for i in range(count)]
-        self.checksums = bytes(view[begin + WIDTH * count : first - WIDTH])
+        self.checksums = before[begin + WIDTH * count :]
         self.rows = np.frombuffer(view, np.uint8, width * count, first).reshape(count, width)
 
     @property

@@ -16,6 +16,8 @@ from keras_freeze.feature_cache.directory.feature_folder import FeatureFolder
 from keras_freeze.feature_cache.directory.marks import file_system, is_remote, mark
 from keras_freeze.feature_cache.storage.memory_order import Axes
 
+SILENT = "the disk doesn't answer"
+
 
 class CacheDirectory:
     """A directory of features, shared by all fits of this process (see `shared_directory`).
@@ -32,6 +34,8 @@ class CacheDirectory:
         self.path = path
         self.limit: int | None = None
         self.failure = ""
+        self.is_remote = False
+        self.is_of_parent = False  # which this process is a copy of
         self.problems: list[str] = []  # that were found and mended, but not told yet
         self.told: set[str] = set()
         self.folders: dict[str, FeatureFolder] = {}
@@ -44,7 +48,8 @@ class CacheDirectory:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             kind = file_system(self.path)
-            if is_remote(kind):
+            self.is_remote = is_remote(kind)
+            if self.is_remote:
                 self.failure = f"it is on a network file system ({kind}); use a local disk"
                 return
             mark(self.path)
@@ -54,7 +59,7 @@ class CacheDirectory:
     @property
     def is_usable(self) -> bool:
         """True if rows may be read: the directory exists on a local disk."""
-        return self.path.is_dir() and "network" not in self.failure
+        return os.path.isdir(self.path) and not self.is_remote
 
     def open(self, fingerprint: str, about: About) -> FeatureFolder:
         """Returns the folder of a fingerprint. Each call needs a call of `let_go`.
@@ -63,6 +68,8 @@ class CacheDirectory:
             OSError: Python can't be started to check its files.
         """
         with self.guard:
+            if not self.is_of_parent:
+                _shared.setdefault(self.path, self)  # it may have been closed meanwhile
             if fingerprint not in self.folders:
                 path = self.path / fingerprint
                 self.folders[fingerprint] = FeatureFolder(path, about, self._found)
@@ -72,7 +79,7 @@ class CacheDirectory:
 
     def has(self, fingerprint: str) -> bool:
         """Returns True if there may be rows of a fingerprint."""
-        return (self.path / fingerprint).is_dir()
+        return os.path.isdir(self.path / fingerprint)
 
     def add(
         self,
@@ -95,14 +102,18 @@ class CacheDirectory:
         with self.guard:
             if self.failure:
                 return True
-            if self.writer is None:
-                self.writer = BackgroundWriter(self._check_room, self._fail)
+            try:
+                self.writer = self.writer or BackgroundWriter(self._check_room, self._fail)
+            except RuntimeError as error:
+                self._fail(error)
+                return True
             writer = self.writer
         if writer.is_full and not patiently:
             return False
         batch = folder.wait_for(keys, columns, axes)
-        if batch is not None:
-            writer.add(folder, batch)
+        if batch is not None and not writer.add(folder, batch):
+            folder.forget([batch])
+            self._fail(TimeoutError(SILENT))
         return True
 
     def _check_room(self, needed: int) -> None:
@@ -111,12 +122,14 @@ class CacheDirectory:
         Raises:
             OSError: there is none.
         """
-        if not room.make_room(self.path, needed, self.limit):
+        if self.failure:
+            raise OSError(self.failure)  # of earlier rows
+        limit = self.limit
+        if not room.make_room(self.path, needed, limit):
             free = room.free_bytes(self.path)
-            if needed > free:
+            if needed > free or limit is None:
                 raise OSError(f"the disk has only {readable(max(0, free))} left to use")
-            assert self.limit is not None
-            raise OSError(f"`max_bytes`, {readable(self.limit)}, is used up")
+            raise OSError(f"`max_bytes`, {readable(limit)}, is used up")
 
     def _fail(self, error: Exception) -> None:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -127,21 +140,37 @@ class CacheDirectory:
             self.told.add(problem)
             self.problems.append(problem)
 
-    def flush(self) -> None:
-        """Waits until all rows are written."""
-        if self.writer is not None and not self.writer.flush():
-            self._fail(TimeoutError("the disk doesn't answer"))
+    def flush(self) -> bool:
+        """Waits until all rows are written; returns False if the disk doesn't answer."""
+        writer = self.writer
+        if writer is not None and not writer.flush():
+            self._fail(TimeoutError(SILENT))
+            return False
+        return True
 
     def let_go(self, folders: list[FeatureFolder]) -> None:
-        """Writes what waits, and closes the folders that no fit uses any more."""
-        self.flush()
-        with self.guard:
-            for folder in folders:
-                folder.users -= 1
-                if folder.users <= 0 and self.folders.pop(folder.path.name, None) is not None:
-                    folder.close()
-            if not self.folders:
-                self.close()
+        """Writes what waits, and closes the folders that no fit uses any more.
+
+        After Ctrl-C, or if the disk doesn't answer, they are closed by a later call, or at exit:
+        the writer may still use them.
+        """
+        is_done = False
+        try:
+            is_done = self.flush()
+        finally:
+            with self.guard:
+                for folder in folders:
+                    folder.users -= 1
+                if is_done:
+                    self._close_unused()
+
+    def _close_unused(self) -> None:
+        for name, folder in list(self.folders.items()):
+            if folder.users <= 0:
+                del self.folders[name]
+                folder.close()
+        if not self.folders:
+            self.close()
 
     def close(self) -> None:
         """Closes everything."""
@@ -152,22 +181,44 @@ class CacheDirectory:
             for folder in self.folders.values():
                 folder.close()
             self.folders = {}
-            _shared.pop(self.path, None)
+            if _shared.get(self.path) is self:
+                del _shared[self.path]
+
+    def leave_to_parent(self) -> None:
+        """Uses the files no more, in a copy (fork) of the process that has them open."""
+        self.guard = threading.RLock()
+        self.is_of_parent = True
+        self.failure = "this process is a copy of the one that writes it"
+        self.writer = None
+        for folder in self.folders.values():
+            folder.leave_to_parent()
+        self.folders = {}
 
 
 _shared: dict[Path, CacheDirectory] = {}
+_of_parent: list[object] = []  # kept, so that nothing of them is closed here
 
 
 def shared_directory(path: Path, limit: int | None) -> CacheDirectory:
     """Returns the directory object of this process; it ends with the last folder that is let go."""
     path = Path(os.path.abspath(path))
-    if path not in _shared:
-        _shared[path] = CacheDirectory(path)
-    _shared[path].limit = limit
-    return _shared[path]
+    directory = _shared.get(path) or _shared.setdefault(path, CacheDirectory(path))
+    directory.limit = limit
+    return directory
 
 
 @atexit.register
 def _close_all() -> None:
     for directory in list(_shared.values()):
         directory.close()
+
+
+def _leave_to_parent() -> None:
+    for directory in _shared.values():
+        _of_parent.extend([directory, *directory.folders.values()])
+        directory.leave_to_parent()
+    _shared.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 PROGRAM = Path(__file__).with_name("read_through.py")
-SECONDS = 60.0  # for all files, and
+SECONDS = 30.0  # for all files, and
 SECONDS_PER_GB = 5.0  # more for large ones
+STATES = ("ok", "damaged", "unusable")
+# A reader that ends in one of these ways was stopped by the file, and not by a person or by the
+# system, which may be short of memory.
+CRASHES = {
+    -getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGABRT", "SIGILL")
+    if hasattr(signal, name)
+}
+WINDOWS_CRASHES = {0xC0000005, 0xC0000006, 0xC0000094, 0xC00000FD, 0xC0000409}
 
 Stamp = tuple[int, int, int]
 _checked: dict[Path, Stamp] = {}  # files that this process has checked or written
@@ -25,52 +36,67 @@ def check_files(paths: Iterable[Path], written: Iterable[Path] = ()) -> dict[Pat
     Raises:
         OSError: Python can't be started.
     """
-    live, stamps = set(written), {path: _stamp(path) for path in paths}
-    found = {path: "ok" if _checked.get(path) == stamp else "" for path, stamp in stamps.items()}
-    found |= {path: "unusable" for path, stamp in stamps.items() if stamp is None}
+    live, stamps = set(written), {path: stamp(path) for path in paths}
+    found = {path: "ok" if _checked.get(path) == is_now else "" for path, is_now in stamps.items()}
+    found |= {path: "unusable" for path, is_now in stamps.items() if is_now is None}
     while left := [path for path, state in found.items() if not state]:
         found |= _run(left, live)
     for path, state in found.items():
         if state == "ok" and path not in live:
-            remember(path)
+            remember(path, stamps[path])
     return found
 
 
 def _run(paths: list[Path], live: set[Path]) -> dict[Path, str]:
     """Returns what the reader found, up to the environment at which it crashed, if it did."""
-    size = sum((path / "data.mdb").stat().st_size for path in paths)
-    arguments = [("w" if path in live else "r") + str(path) for path in paths]
+    if not sys.executable:
+        raise OSError("it isn't known where Python is")
+    size = sum(is_now[1] for path in paths if (is_now := stamp(path)) is not None)
     process = subprocess.Popen(
-        [sys.executable, "-I", str(PROGRAM), *arguments],
+        [
+            sys.executable,
+            "-P",
+            str(PROGRAM),
+            *(("w" if p in live else "r") + str(p) for p in paths),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        start_new_session=True,  # so that Ctrl-C ends only this process
     )
     try:
-        text, _ = process.communicate(timeout=SECONDS + SECONDS_PER_GB * size / 1e9)
-        broken = "damaged"
+        output, _ = process.communicate(timeout=SECONDS + SECONDS_PER_GB * size / 1e9)
+        has_ended = True
     except subprocess.TimeoutExpired:
         process.kill()
-        text, _ = process.communicate()
-        broken = "unusable"
-    pairs = [line.split(" ", 1) for line in text.splitlines()]
-    found = {Path(path): state for state, path in pairs}
-    if len(found) < len(paths):
-        if process.returncode > 0:
-            raise OSError(f"{sys.executable} can't run {PROGRAM.name}")
-        found[next(path for path in paths if path not in found)] = broken
-    return found
+        output, _ = process.communicate()
+        has_ended = False
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    begin, *lines = output.decode(errors="replace").splitlines() or [""]
+    states = [line for line in lines if line in STATES][: len(paths)]
+    found = dict(zip(paths, states, strict=False))
+    left = paths[len(states) :]
+    if not left:
+        return found
+    if not has_ended:
+        return found | dict.fromkeys(left, "unusable")
+    code = process.returncode
+    if begin != "begin" or code == 0 or (code > 0 and code not in WINDOWS_CRASHES):
+        raise OSError(f"{sys.executable} can't run {PROGRAM.name}")
+    return found | {left[0]: "damaged" if code in CRASHES | WINDOWS_CRASHES else "unusable"}
 
 
-def remember(path: Path) -> None:
-    """Says that an environment is whole as it is now."""
-    stamp = _stamp(path)
-    if stamp is not None:
-        _checked[path] = stamp
+def remember(path: Path, is_now: Stamp | None) -> None:
+    """Says that an environment was whole when it had this stamp."""
+    if is_now is not None:
+        _checked[path] = is_now
 
 
-def _stamp(path: Path) -> Stamp | None:
+def stamp(path: Path) -> Stamp | None:
     """Returns what changes if a file changes; None if there is none."""
     try:
         state = (path / "data.mdb").stat()

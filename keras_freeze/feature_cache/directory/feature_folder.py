@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import lmdb
 from filelock import FileLock
 
 from keras_freeze.feature_cache.directory import about, locks
 from keras_freeze.feature_cache.directory.about import About
-from keras_freeze.feature_cache.directory.blocks import Columns, Key, packed
-from keras_freeze.feature_cache.directory.checked_files import check_files
+from keras_freeze.feature_cache.directory.blocks import Columns, Key
 from keras_freeze.feature_cache.directory.environments import (
     Environment,
     FullError,
     Written,
-    opened,
 )
+from keras_freeze.feature_cache.directory.other_files import FAILURES, OtherFiles
+from keras_freeze.feature_cache.directory.portions import blocks_of, commits_of
 from keras_freeze.feature_cache.directory.row_index import Batch, FoundRows, RowIndex
 from keras_freeze.feature_cache.storage.memory_order import Axes
 
 AGAIN = 2.0  # seconds after which to look for rows that other processes have written
-AT_ONCE = 1 << 26  # bytes of a block
-FAILURES = (OSError, lmdb.Error)
 
 
 class FeatureFolder:
@@ -38,6 +37,9 @@ class FeatureFolder:
         path: the folder. It is made when the first rows are written.
         about: what its features are.
         tell: is called with a problem that was found and mended, in words.
+
+    Raises:
+        OSError: Python can't be started to check its files.
     """
 
     def __init__(self, path: Path, about: About, tell: Callable[[str], None]):
@@ -47,64 +49,55 @@ class FeatureFolder:
         self.guard = threading.RLock()
         self.index = RowIndex()
         self.lock: FileLock | None = None
-        self.read: dict[str, Environment] = {}  # by the name of the run that made it
-        self.refused: set[str] = set()  # runs whose files can't be read
+        self.may_enter = True
+        self.others = OtherFiles(path, tell)
         self.own: Written | None = None
         self.own_names: set[str] = set()  # of environments that this process has made
+        self.made = 0  # environments that this process has ever made here
+        self.is_writing = False
+        self.must_remove = False  # what this process has written
         self.looked = 0.0  # when other runs' files were last looked for
         self.users = 0
         self.is_used = False
-        self.look()
+        try:
+            self.look()
+        except BaseException:
+            self.close()
+            raise
 
     # Reading
 
     def look(self) -> None:
-        """Reads what other runs have written since the last look."""
+        """Reads what other runs have written since the last look.
+
+        Raises:
+            OSError: Python can't be started to check its files.
+        """
         with self.guard:
             self.looked = time.monotonic()
-            if not self.path.is_dir():
+            if not os.path.isdir(self.path):
                 return
             self._enter()
-            self._open_others()
-            for environment in list(self.read.values()):
-                for block in environment.new_blocks():
-                    if block is not None:
-                        self.index.add(block)
+            self.others.open_new(self.own_names)
+            for environment in self.others:
+                try:
+                    self._add_blocks(environment)
+                except FAILURES:
+                    self._leave(environment)
+
+    def _add_blocks(self, environment: Environment) -> None:
+        for block in environment.new_blocks():
+            if block is not None:
+                self.index.add(block)
 
     def _enter(self) -> None:
         """Tells other processes that the folder is in use, if it can be written to."""
-        if self.lock is None:
+        if self.lock is None and self.may_enter:
             try:
                 with locks.of_directory(self.path.parent):
                     self.lock = locks.held_lock(self.path)
             except OSError:
-                return  # a directory that can only be read
-
-    def _open_others(self) -> None:
-        runs = [path.parent for path in self.path.glob("*/data.mdb")]
-        known = {*self.read, *self.refused, *self.own_names}
-        new = sorted(path for path in runs if path.name not in known)
-        live = [path for path in new if locks.is_held(self._lock_file(path))]
-        for path, state in check_files(new, live).items() if new else ():
-            if state == "ok" and self._open(path, is_live=path in live):
-                continue
-            self.refused.add(path.name)
-            if state == "damaged" and path not in live:
-                self._remove_damaged(path)
-
-    def _lock_file(self, run: Path) -> Path:
-        return self.path / f"{run.name.split('-')[0]}.lock"
-
-    def _open(self, path: Path, *, is_live: bool) -> bool:
-        try:
-            self.read[path.name] = opened(path, is_live=is_live)
-        except FAILURES:
-            return False
-        return True
-
-    def _remove_damaged(self, path: Path) -> None:
-        self.tell(f"found a damaged file, and computes its rows again: {path / 'data.mdb'}")
-        shutil.rmtree(path, ignore_errors=True)
+                self.may_enter = False  # a directory that can only be read
 
     def __len__(self) -> int:
         return len(self.index)
@@ -112,28 +105,34 @@ class FeatureFolder:
     def take(self, keys: Sequence[Key]) -> FoundRows | None:
         """Returns the rows with these keys that are known; None if none is."""
         with self.guard:
-            if not self.users or not self._is_whole():
+            if not self.users:
                 return None
+            self._leave_cut_off()
             missing = any(key not in self.index for key in keys)
             if missing and time.monotonic() - self.looked > AGAIN:
-                self.look()
+                try:
+                    self.look()
+                except OSError as error:
+                    self.tell(f"can't read what other processes write: {error}")
             found = self.index.take(keys)
             self.is_used |= found is not None
-        if self.index.bad:
-            self.index.bad = 0
+            bad, self.index.bad = self.index.bad, 0
+        if bad:
             self.tell(f"found damaged rows, and computes them again, in {self.path}")
         return found
 
-    def _is_whole(self) -> bool:
-        """Returns False, and forgets all rows, if a file was cut off while it was open."""
-        if all(environment.is_whole() for environment in self._open_environments()):
-            return True
-        self.index = RowIndex()
-        self.tell(f"found a file that was cut off, and computes its rows again, in {self.path}")
-        return False
+    def _leave_cut_off(self) -> None:
+        """Forgets the rows of files that were cut off while they were open."""
+        for environment in [*self.others, *([self.own] if self.own is not None else [])]:
+            if environment.is_whole():
+                continue
+            self._leave(environment)
+            self.tell(f"found a file that was cut off, and computes its rows again, in {self.path}")
 
-    def _open_environments(self) -> list[Environment]:
-        return [*self.read.values(), *([self.own] if self.own is not None else [])]
+    def _leave(self, environment: Environment) -> None:
+        self.index.forget(environment)
+        if environment is not self.own:
+            self.others.leave(environment)
 
     # Writing
 
@@ -145,14 +144,15 @@ class FeatureFolder:
         Write them with `write`.
         """
         with self.guard:
-            new = [row for row, key in enumerate(keys) if key not in self.index]
-            if not new:
+            rows = {key: row for row, key in enumerate(keys) if key not in self.index}
+            if not rows:
                 return None
+            new = list(rows.values())
             taken = {
                 name: array if len(new) == len(keys) else array[new]
                 for name, array in columns.items()
             }
-            batch = Batch([keys[row] for row in new], taken, axes)
+            batch = Batch(list(rows), taken, axes)
             self.index.add(batch)
             return batch
 
@@ -162,14 +162,25 @@ class FeatureFolder:
         Raises:
             OSError, lmdb.Error: they can't be written, and are forgotten.
         """
+        with self.guard:
+            # Those that were forgotten meanwhile aren't wanted any more.
+            batches = [batch for batch in batches if self.index.holds(batch)]
+            self.is_writing = bool(batches)
+        if not batches:
+            return
         try:
             self._make()
-            for blocks in _portions([block for batch in batches for block in _blocks(batch)]):
+            for blocks in commits_of([block for batch in batches for block in blocks_of(batch)]):
                 self._commit(blocks)
         finally:
             with self.guard:
-                self._read_own()
-                self.forget(batches)
+                self.is_writing = False
+                try:
+                    self._read_own()
+                finally:
+                    self.forget(batches)
+                    if self.must_remove:
+                        self._remove_own()
 
     def forget(self, batches: list[Batch]) -> None:
         """Forgets rows that wait to be written."""
@@ -181,12 +192,14 @@ class FeatureFolder:
         """Makes the folder and an environment to write to."""
         if self.own is not None:
             return
-        with locks.of_directory(self.path.parent):
-            self.path.mkdir(mode=0o700, exist_ok=True)
-            if self.lock is None:
-                self.lock = locks.held_lock(self.path)
-        about.write(self.path, self.about)
-        self._roll_over()
+        # Nobody else may enter meanwhile: environments are named after the lock.
+        with self.guard:
+            with locks.of_directory(self.path.parent):
+                self.path.mkdir(mode=0o700, exist_ok=True)
+                if self.lock is None:
+                    self.lock = locks.held_lock(self.path)
+            about.write(self.path, self.about)
+            self._roll_over()
 
     def _roll_over(self) -> None:
         """Begins a new environment. The one before stays open to read."""
@@ -194,8 +207,10 @@ class FeatureFolder:
         with self.guard:
             if self.own is not None:
                 self._read_own()
-                self.read[self.own.path.name] = self.own
-            name = f"{Path(self.lock.lock_file).stem}-{len(self.own_names)}"
+                self.others.add(self.own)
+                self.own = None
+            name = f"{Path(self.lock.lock_file).stem}-{self.made}"
+            self.made += 1
             self.own_names.add(name)
             self.own = Written(self.path / name)
 
@@ -211,64 +226,48 @@ class FeatureFolder:
                 raise OSError("a batch doesn't fit into a file") from error
 
     def _read_own(self) -> None:
-        for block in self.own.new_blocks() if self.own is not None else ():
-            if block is not None:
-                self.index.add(block)
+        if self.own is not None:
+            self._add_blocks(self.own)
 
     def remove_own(self) -> None:
-        """Removes what this process has written."""
+        """Removes what this process has written, at once or when it has been written."""
         with self.guard:
             self.index = RowIndex()
-            for environment in self._open_environments():
-                environment.close()
-            self.read, self.own = {}, None
-            for name in self.own_names:
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            self.own_names = set()
+            self.must_remove = True
+            if not self.is_writing:
+                self._remove_own()
+
+    def _remove_own(self) -> None:
+        self.must_remove = False
+        self._close_environments()
+        for name in self.own_names:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        self.others.refused |= {name for name in self.own_names if (self.path / name).exists()}
+        self.own_names = set()
+
+    def _close_environments(self) -> None:
+        self.index = RowIndex()
+        self.others.close()
+        if self.own is not None:
+            with suppress(*FAILURES):  # the disk is full, or the directory was removed
+                self.own.close()
+        self.own = None
 
     def close(self) -> None:
         """Closes all files."""
         with self.guard:
-            self.index = RowIndex()
-            for environment in self._open_environments():
-                try:
-                    environment.close()
-                except FAILURES:
-                    continue  # the disk is full, or the directory was removed
-            self.read, self.own = {}, None
-            try:
+            self._close_environments()
+            with suppress(OSError):
                 if self.is_used or self.own_names:
                     about.mark_used(self.path)
-                if self.lock is not None:
-                    locks.remove_left_locks(self.path)
+            if self.lock is not None:
+                locks.remove_left_locks(self.path)
+                with suppress(OSError):
                     locks.let_go(self.lock)
-            except OSError:
-                pass
             self.lock = None
 
-
-def _blocks(batch: Batch) -> list[bytearray]:
-    """Packs a batch into blocks of a moderate size."""
-    rows = max(1, AT_ONCE * len(batch.keys) // max(1, batch.nbytes))
-    starts = range(0, len(batch.keys), rows)
-    return [
-        packed(
-            batch.keys[start : start + rows],
-            {name: array[start : start + rows] for name, array in batch.columns.items()},
-            batch.axes,
-        )
-        for start in starts
-    ]
-
-
-def _portions(blocks: list[bytearray]) -> list[list[bytearray]]:
-    """Splits blocks into lists that are committed at once."""
-    portions: list[list[bytearray]] = [[]]
-    size = 0
-    for block in blocks:
-        if portions[-1] and size + len(block) > AT_ONCE:
-            portions.append([])
-            size = 0
-        portions[-1].append(block)
-        size += len(block)
-    return portions
+    def leave_to_parent(self) -> None:
+        """Uses the files no more, in a copy (fork) of the process that has them open."""
+        self.guard = threading.RLock()
+        self.index = RowIndex()
+        self.users = 0

@@ -6,12 +6,17 @@ left by a process that was killed.
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 SECONDS = 10.0  # to wait while another process opens or removes a fingerprint
+MOMENT = 0.005  # seconds; asking whether a lock is held takes less
+_stuck: set[Path] = set()  # directories for whose lock this process has waited in vain
 
 
 def held_lock(folder: Path) -> FileLock:
@@ -33,11 +38,19 @@ def let_go(lock: FileLock) -> None:
 
 def is_held(file: Path) -> bool:
     """Returns True if a process holds a lock file, or if that can't be told."""
-    if not file.exists():
+    if not _is_held(file):
         return False
-    lock = _lock(file)
+    time.sleep(MOMENT)  # another process may be asking the same
+    return _is_held(file)
+
+
+def _is_held(file: Path) -> bool:
     try:
+        file.lstat()
+        lock = _lock(file)
         lock.acquire(blocking=False)
+    except FileNotFoundError:
+        return False
     except (Timeout, OSError):
         return True
     lock.release()
@@ -50,16 +63,47 @@ def is_in_use(folder: Path) -> bool:
 
 
 def remove_left_locks(folder: Path) -> None:
-    """Removes the lock files that killed processes left."""
-    for file in folder.glob("*.lock"):
-        if not is_held(file):
-            file.unlink(missing_ok=True)
+    """Removes the lock files that killed processes left, unless another process is about to open.
+
+    A process that opens the fingerprint makes its lock file first, and holds it a moment later.
+    """
+    with suppress(OSError), of_directory(folder.parent, 0):
+        for file in folder.glob("*.lock"):
+            if not is_held(file):
+                file.unlink(missing_ok=True)
 
 
-def of_directory(directory: Path) -> FileLock:
-    """Returns the lock for the moment in which a fingerprint is opened or removed."""
-    return _lock(directory / ".opening.lock", SECONDS)
+@contextmanager
+def of_directory(directory: Path, seconds: float | None = None) -> Iterator[None]:
+    """Holds the lock for the moment in which a fingerprint is opened or removed.
+
+    A process that doesn't let go of it is waited for only once.
+
+    Args:
+        directory: the directory.
+        seconds: how long to wait for it; None = `SECONDS`.
+
+    Raises:
+        OSError: another process holds it for too long, or the directory can't be written to.
+    """
+    file = directory / ".opening.lock"
+    if seconds is None:
+        seconds = 0 if directory in _stuck else SECONDS
+    lock = _lock(file)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        if seconds:
+            _stuck.add(directory)
+        raise TimeoutError(f"another process doesn't let go of {file}") from error
+    _stuck.discard(directory)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _lock(file: Path, seconds: float = -1) -> FileLock:
-    return FileLock(file, seconds, mode=0o600, thread_local=False)
+def _lock(file: Path) -> FileLock:
+    if not file.parent.is_dir():  # the lock would make it
+        raise FileNotFoundError(f"{file.parent} was removed")
+    return FileLock(file, mode=0o600, thread_local=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-TAG = "CACHEDIR.TAG"
+TAG, IGNORE = "CACHEDIR.TAG", ".gitignore"
 SIGNATURE = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# This directory holds features cached by keras_freeze. It may be deleted.\n"
@@ -20,9 +20,10 @@ LOCAL = ("fuseblk", "fuse.fuse-overlayfs", "fuse-overlayfs")  # despite their na
 
 def mark(path: Path) -> None:
     """Marks a directory as a cache that backup programs and git leave out."""
-    for name, text in ((TAG, SIGNATURE), (".gitignore", "*\n")):
-        if not (path / name).exists():
-            (path / name).write_text(text)
+    if not is_marked(path):  # nothing is left of it, or only a part
+        (path / TAG).write_text(SIGNATURE)
+    if not (path / IGNORE).exists():
+        (path / IGNORE).write_text("*\n")
 
 
 def is_marked(path: Path) -> bool:
@@ -42,8 +43,10 @@ def file_system(path: Path) -> str:
     """Returns the type of the file system of a path, such as "ext4"; "" if it can't be told."""
     try:
         mounts: list[Any] = psutil.disk_partitions(all=True)
-    except OSError:
+    except (OSError, psutil.Error):
         return ""
     whole = Path(os.path.realpath(path))
     above = [mount for mount in mounts if whole.is_relative_to(mount.mountpoint)]
-    return str(max(above, key=lambda mount: len(mount.mountpoint)).fstype) if above else ""
+    # Of two at the same place, the later one hides the other, such as nfs an autofs.
+    above.sort(key=lambda mount: len(mount.mountpoint))
+    return str(above[-1].fstype) if above else ""

@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from keras_freeze.feature_cache.directory import about, locks
@@ -13,6 +14,7 @@ from keras_freeze.feature_cache.directory import about, locks
 FLOOR = 1 << 30  # bytes of the disk that stay free,
 FLOOR_SHARE = 0.05  # or this share of a smaller disk
 NAME_LENGTH = 32  # of a fingerprint's folder
+REMOVED = ".removed-"  # in front of the names of folders that are being removed
 
 
 def fingerprints(directory: Path) -> list[Path]:
@@ -41,11 +43,11 @@ def _files(path: Path) -> Iterator[str]:
 
 def _blocks(file: str) -> int:
     try:
-        return os.stat(file).st_blocks * 512
-    except AttributeError:  # Windows
-        return os.stat(file).st_size
+        state = os.lstat(file)
     except OSError:
         return 0
+    blocks = getattr(state, "st_blocks", None)  # Windows has none
+    return state.st_size if blocks is None else int(blocks) * 512
 
 
 def free_bytes(directory: Path) -> int:
@@ -57,18 +59,29 @@ def free_bytes(directory: Path) -> int:
 def make_room(directory: Path, needed: int, limit: int | None) -> bool:
     """Removes the least recently used fingerprints until there is room; False if there isn't.
 
-    No fingerprint that a process uses is removed.
+    No fingerprint that a process uses is removed, and none at all if that wouldn't be enough.
 
     Args:
         directory: the directory.
         needed: bytes that are going to be written.
         limit: bytes that the directory may take; None = as many as the disk has.
+
+    Raises:
+        OSError: the directory was removed, or another process doesn't let go of it.
     """
-    while not _has_room(directory, needed, limit):
-        unused = [path for path in fingerprints(directory) if not locks.is_in_use(path)]
-        if not unused or not remove(min(unused, key=about.last_use)):
-            return False
-    return True
+    if _has_room(directory, needed, limit):
+        return True
+    for left in directory.glob(f"{REMOVED}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    unused = [path for path in fingerprints(directory) if not locks.is_in_use(path)]
+    if not _has_room(directory, needed - sum(map(bytes_on_disk, unused)), limit):
+        return False
+    for path in sorted(unused, key=about.last_use):
+        if _has_room(directory, needed, limit):
+            return True
+        with suppress(FileNotFoundError):  # another process was faster
+            remove(path)
+    return _has_room(directory, needed, limit)
 
 
 def _has_room(directory: Path, needed: int, limit: int | None) -> bool:
@@ -82,7 +95,7 @@ def remove(folder: Path) -> bool:
     with locks.of_directory(folder.parent):
         if locks.is_in_use(folder):
             return False
-        away = folder.parent / f".removed-{uuid.uuid4().hex[:12]}"
+        away = folder.parent / f"{REMOVED}{uuid.uuid4().hex[:12]}"
         folder.rename(away)
     shutil.rmtree(away, ignore_errors=True)
     return not away.exists()

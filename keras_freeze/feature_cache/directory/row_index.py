@@ -39,7 +39,12 @@ class Batch:
 
     def take(self, rows: Sequence[int]) -> Columns:
         """Returns copies of rows."""
-        return {name: array[list(rows)] for name, array in self.columns.items()}
+        return {
+            name: np.ascontiguousarray(array[list(rows)]) for name, array in self.columns.items()
+        }
+
+
+Place = tuple[Block | Batch, int]
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,16 @@ class FoundRows:
 
 
 class RowIndex:
-    """The places of rows: a block or a waiting batch, and the number of the row in it."""
+    """The places of rows: a block or a waiting batch, and the number of the row in it.
+
+    A row that several runs have written has several places. If it is damaged in one of them, it is
+    found in another.
+    """
 
     def __init__(self) -> None:
-        self.places: dict[Key, tuple[Block | Batch, int]] = {}
-        self.bad = 0  # rows whose checksum was wrong
+        self.places: dict[Key, Place] = {}
+        self.spare: dict[Key, list[Place]] = {}  # other places of the same rows
+        self.bad = 0  # rows that are whole nowhere
 
     def __len__(self) -> int:
         return len(self.places)
@@ -72,7 +82,15 @@ class RowIndex:
 
     def add(self, holder: Block | Batch) -> None:
         """Adds the rows of a block or batch; a row that is known is found there from now on."""
-        self.places.update((key, (holder, row)) for row, key in enumerate(holder.keys))
+        for row, key in enumerate(holder.keys):
+            known = self.places.get(key)
+            if known is not None and isinstance(known[0], Block):
+                self.spare.setdefault(key, []).append(known)
+            self.places[key] = holder, row
+
+    def holds(self, batch: Batch) -> bool:
+        """Returns True if a row is found in this batch."""
+        return any(key in self.places and self.places[key][0] is batch for key in batch.keys)
 
     def drop(self, batch: Batch) -> None:
         """Forgets the rows of a batch that couldn't be written."""
@@ -80,24 +98,46 @@ class RowIndex:
             if key in self.places and self.places[key][0] is batch:
                 del self.places[key]
 
+    def forget(self, source: object) -> None:
+        """Forgets the rows of all blocks of a file."""
+        for key, places in self.spare.items():
+            self.spare[key] = [place for place in places if not _is_in(place, source)]
+        for key in [key for key, place in self.places.items() if _is_in(place, source)]:
+            self._use_spare(key)
+
+    def _use_spare(self, key: Key) -> None:
+        """Finds a row in another place from now on, or nowhere."""
+        if places := self.spare.get(key):
+            self.places[key] = places.pop()
+        else:
+            del self.places[key]
+
+    def _whole(self, key: Key) -> Place | None:
+        """Returns the place of a row that is whole there."""
+        while (place := self.places.get(key)) is not None and not place[0].is_whole(place[1]):
+            self._use_spare(key)
+            self.bad += key not in self.places
+        return place
+
     def take(self, keys: Sequence[Key]) -> FoundRows | None:
         """Returns the rows with these keys that are whole; None if there are none.
 
-        A row whose checksum is wrong is forgotten.
+        A row that is whole nowhere is forgotten.
         """
         by_holder: dict[int, tuple[Block | Batch, list[int], list[int]]] = {}
         for position, key in enumerate(keys):
-            if (place := self.places.get(key)) is None:
+            if (place := self._whole(key)) is None:
                 continue
             holder, row = place
-            if not holder.is_whole(row):
-                self.bad += 1
-                del self.places[key]
-                continue
             _, positions, rows = by_holder.setdefault(id(holder), (holder, [], []))
             positions.append(position)
             rows.append(row)
         return _joined(list(by_holder.values()))
+
+
+def _is_in(place: Place, source: object) -> bool:
+    holder, _ = place
+    return isinstance(holder, Block) and holder.source is source
 
 
 def _joined(parts: list[tuple[Block | Batch, list[int], list[int]]]) -> FoundRows | None:

@@ -1,0 +1,1 @@
+"""The command `keras-freeze cache`: lists, checks and cleans up features in a directory."""
