@@ -195,7 +195,7 @@ def test_it_reads_what_a_fit_has_written(tmp_path: Path, capsys):
     listed = ask(capsys, "ls", tmp_path / "features")
     assert sorted(each["cut"] for each in listed) == [["b2"], ["b3"]]
     for each in listed:
-        assert (each["rows"], each["network"], each["in_use"]) == (24, model.name, False)
+        assert (each["rows"], each["network"], each["in_use"]) == (24, "base", False)
         assert each["features"] == ["float32(8,)"]
     for each in ask(capsys, "verify", tmp_path / "features"):
         assert (each["whole_rows"], each["is_whole"]) == (24, True)

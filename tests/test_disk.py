@@ -168,7 +168,7 @@ def test_killed_fits_leave_only_right_rows(directory: Path, tmp_path: Path):
         time.sleep(random.uniform(0.1, 1.2))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (-signal.SIGKILL, 0)  # it may have ended before
         if number % 10 == 9 or number == kills - 1:
             compare(disk_fits.arrays(*disk_fits.fit(str(directory))), uncached())
             shutil.rmtree(directory) if number % 20 == 9 else None

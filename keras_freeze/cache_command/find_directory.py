@@ -20,13 +20,13 @@ def checked(path: Path) -> Path:
         raise CacheError(
             f"features on disk need {' and '.join(missing)}: pip install 'keras_freeze[disk]'."
         )
-    from keras_freeze.feature_cache.directory.contents import is_cache
+    from keras_freeze.feature_cache.directory.marks import is_marked
 
     if not path.exists():
         raise CacheError(f"there is no directory {str(path)!r}.{_hint(path)}")
     if not path.is_dir():
         raise CacheError(f"{str(path)!r} is a file, not a directory of features.{_hint(path)}")
-    if not is_cache(path):
+    if not is_marked(path):
         raise CacheError(
             f"{str(path)!r} isn't a directory that BottleneckCache(directory=...) has made."
             f"{_hint(path)}"
@@ -36,12 +36,12 @@ def checked(path: Path) -> Path:
 
 def _hint(path: Path) -> str:
     """Returns " Did you mean 'photos/features'?" if a directory of features is near."""
-    from keras_freeze.feature_cache.directory.contents import is_cache
+    from keras_freeze.feature_cache.directory.marks import is_marked
 
-    beside = {each.name: each for each in _folders(path.parent) if is_cache(each)}
+    beside = {each.name: each for each in _folders(path.parent) if is_marked(each)}
     near = [
-        *(each for each in _folders(path) if is_cache(each)),
-        *(each for each in path.parents if is_cache(each)),
+        *(each for each in _folders(path) if is_marked(each)),
+        *(each for each in path.parents if is_marked(each)),
         *(beside[name] for name in nearest(path.name, beside)),
     ]
     return f" Did you mean {str(near[0])!r}?" if near else ""

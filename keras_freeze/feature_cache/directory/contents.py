@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lmdb
 
-from keras_freeze.feature_cache.directory import about, locks, marks, room
+from keras_freeze.feature_cache.directory import about, locks, room
 from keras_freeze.feature_cache.directory.about import About
 from keras_freeze.feature_cache.directory.blocks import Key
 from keras_freeze.feature_cache.directory.checked_files import check_files
@@ -97,14 +97,6 @@ class Rows:
     def is_whole(self) -> bool:
         """True if no damage was found."""
         return not (self.bad or self.bad_blocks or self.damaged)
-
-
-def is_cache(path: Path) -> bool:
-    """Returns True for a directory of keras_freeze. Other programs mark their caches alike."""
-    try:
-        return marks.is_marked(path) and "keras_freeze" in (path / marks.TAG).read_text()
-    except (OSError, UnicodeError):
-        return False
 
 
 def fingerprints_in(directory: Path) -> list[Fingerprint]:

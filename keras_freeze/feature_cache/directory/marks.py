@@ -29,7 +29,8 @@ def mark(path: Path) -> None:
 def is_marked(path: Path) -> bool:
     """Returns True for a directory that a cache has made."""
     try:
-        return (path / TAG).read_text().startswith(SIGNATURE.split("\n")[0])
+        text = (path / TAG).read_text()
+        return text.startswith(SIGNATURE.split("\n")[0]) and "keras_freeze" in text
     except (OSError, UnicodeError):
         return False
 

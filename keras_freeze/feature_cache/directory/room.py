@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ FLOOR = 1 << 30  # bytes of the disk that stay free,
 FLOOR_SHARE = 0.05  # or this share of a smaller disk
 NAME_LENGTH = 32  # of a fingerprint's folder
 REMOVED = ".removed-"  # in front of the names of folders that are being removed
+LEFT = re.compile(rf"{re.escape(REMOVED)}[0-9a-f]{{12}}")
 
 
 def fingerprints(directory: Path) -> list[Path]:
@@ -71,8 +73,9 @@ def make_room(directory: Path, needed: int, limit: int | None) -> bool:
     """
     if _has_room(directory, needed, limit):
         return True
-    for left in directory.glob(f"{REMOVED}*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for path in directory.iterdir():
+        if LEFT.fullmatch(path.name) and not path.is_symlink():  # by a process that was killed
+            shutil.rmtree(path, ignore_errors=True)
     unused = [path for path in fingerprints(directory) if not locks.is_in_use(path)]
     if not _has_room(directory, needed - sum(map(bytes_on_disk, unused)), limit):
         return False

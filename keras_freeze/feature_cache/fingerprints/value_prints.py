@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_freeze.feature_cache.fingerprints.layer_prints import (
     print_of_operation,
@@ -21,6 +20,7 @@ from keras_freeze.feature_cache.fingerprints.plain_values import (
     print_of,
 )
 from keras_freeze.graph.layer_calls import LayerCall, Program, Value
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 
 IDENTITIES = (  # in inference, in which cached layers run
     keras.layers.AlphaDropout,
@@ -120,4 +120,4 @@ def _arguments(call: LayerCall, prints: dict[Value, Print]) -> Any:
 
 
 def _array(tensor: Any) -> Any:
-    return plain(np.asarray(keras.ops.convert_to_numpy(tensor)), repr)
+    return plain(to_numpy(tensor), repr)
