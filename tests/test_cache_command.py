@@ -36,6 +36,13 @@ ONE, TWO, THREE = "1" * 32, "2" * 32, "3" * 32
 ROWS = 6  # of a run
 
 
+class User:
+    """Uses folders, in place of a fit."""
+
+
+USER = User()
+
+
 def features_of(run: int) -> np.ndarray:
     return np.random.default_rng(run).normal(size=(ROWS, 4)).astype("float32")
 
@@ -44,7 +51,7 @@ def open_folder(directory: Path, name: str, *, network: str = "base", data: str 
     about = About(
         network=network, cut=["b3"], features=["float32(4,)"], made_with={"keras": "3"}, data=data
     )
-    return shared_directory(directory, None).open(name, about)
+    return shared_directory(directory, None).open(name, about, USER)
 
 
 def add_run(directory: Path, name: str, run: int = 0, **about: Any) -> None:
@@ -53,7 +60,7 @@ def add_run(directory: Path, name: str, run: int = 0, **about: Any) -> None:
     features = features_of(run)
     cache = shared_directory(directory, None)
     cache.add(folder, row_keys([features]), {"features": features}, {}, patiently=True)
-    cache.let_go([folder])
+    cache.let_go([folder], USER)
 
 
 def used(directory: Path, name: str, days_ago: float) -> None:
@@ -97,7 +104,7 @@ def rows_in(directory: Path, name: str) -> dict[bytes, bytes]:
     whole = (
         {keys[place]: rows[n].tobytes() for n, place in enumerate(found.positions)} if keys else {}
     )
-    shared_directory(directory, None).let_go([folder])
+    shared_directory(directory, None).let_go([folder], USER)
     return whole
 
 

@@ -22,9 +22,13 @@ import ml_dtypes
 import numpy as np
 import psutil
 import pytest
-from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("lmdb")
+pytest.importorskip("filelock")
+
+from filelock import FileLock
 
 from keras_freeze import CacheError
 from keras_freeze.feature_cache.directory import (
@@ -291,10 +295,10 @@ def test_two_users_share_a_folder_and_the_last_one_closes_it(path: Path):
 def test_a_directory_that_was_closed_meanwhile_can_be_used(path: Path):
     first = cache_directory.shared_directory(path, None)
     User(path).close()
-    folder = first.open(NAME, directory_rows.ABOUT)
+    folder = first.open(NAME, directory_rows.ABOUT, first)
     assert cache_directory.shared_directory(path, None) is first
     first.add(folder, keys([1]), {"features": rows([1])}, {}, patiently=True)
-    first.let_go([folder])
+    first.let_go([folder], first)
     assert found_in(path, [1]) == {1}
     assert not is_open(path)
 
@@ -523,7 +527,7 @@ def test_without_python_for_the_check_no_file_is_read_or_removed(
     monkeypatch.setattr(sys, "executable", python)
     with pytest.raises(OSError, match=r"t run read_through|known where Python is"):
         User(filled)
-    cache_directory.shared_directory(filled, None).let_go([])
+    cache_directory.shared_directory(filled, None).let_go([], None)
     assert not is_open(filled)
     monkeypatch.undo()
     assert found_in(filled, range(100)) == set(range(100))

@@ -53,7 +53,7 @@ class User:
 
     def __init__(self, path: Path, name: str = NAME, limit: int | None = None):
         self.directory: CacheDirectory = shared_directory(path, limit)
-        self.folder: FeatureFolder = self.directory.open(name, ABOUT)
+        self.folder: FeatureFolder = self.directory.open(name, ABOUT, self)
 
     @property
     def failure(self) -> str:
@@ -79,7 +79,7 @@ class User:
         return set(there)
 
     def close(self) -> None:
-        self.directory.let_go([self.folder])
+        self.directory.let_go([self.folder], self)
 
 
 @contextmanager

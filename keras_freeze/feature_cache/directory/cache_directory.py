@@ -61,8 +61,13 @@ class CacheDirectory:
         """True if rows may be read: the directory exists on a local disk."""
         return os.path.isdir(self.path) and not self.is_remote
 
-    def open(self, fingerprint: str, about: About) -> FeatureFolder:
-        """Returns the folder of a fingerprint. Each call needs a call of `let_go`.
+    def open(self, fingerprint: str, about: About, user: object) -> FeatureFolder:
+        """Returns the folder of a fingerprint.
+
+        Args:
+            fingerprint: the fingerprint.
+            about: what its features are.
+            user: who uses the folder, until it calls `let_go` or doesn't exist any more.
 
         Raises:
             OSError: Python can't be started to check its files.
@@ -74,7 +79,7 @@ class CacheDirectory:
                 path = self.path / fingerprint
                 self.folders[fingerprint] = FeatureFolder(path, about, self._found)
             folder = self.folders[fingerprint]
-            folder.users += 1
+            folder.users.add(user)
             return folder
 
     def has(self, fingerprint: str) -> bool:
@@ -148,7 +153,7 @@ class CacheDirectory:
             return False
         return True
 
-    def let_go(self, folders: list[FeatureFolder]) -> None:
+    def let_go(self, folders: list[FeatureFolder], user: object) -> None:
         """Writes what waits, and closes the folders that no fit uses any more.
 
         After Ctrl-C, or if the disk doesn't answer, they are closed by a later call, or at exit:
@@ -160,13 +165,13 @@ class CacheDirectory:
         finally:
             with self.guard:
                 for folder in folders:
-                    folder.users -= 1
+                    folder.users.discard(user)
                 if is_done:
                     self._close_unused()
 
     def _close_unused(self) -> None:
         for name, folder in list(self.folders.items()):
-            if folder.users <= 0:
+            if not folder.users:
                 del self.folders[name]
                 folder.close()
         if not self.folders:

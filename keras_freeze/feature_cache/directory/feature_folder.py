@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 from filelock import FileLock
 
@@ -57,7 +59,7 @@ class FeatureFolder:
         self.is_writing = False
         self.must_remove = False  # what this process has written
         self.looked = 0.0  # when other runs' files were last looked for
-        self.users = 0
+        self.users: WeakSet[Any] = WeakSet()  # a fit that was broken off isn't closed
         self.is_used = False
         try:
             self.look()
@@ -270,4 +272,4 @@ class FeatureFolder:
         """Uses the files no more, in a copy (fork) of the process that has them open."""
         self.guard = threading.RLock()
         self.index = RowIndex()
-        self.users = 0
+        self.users = WeakSet()

@@ -88,7 +88,7 @@ class StoredViews:
         try:
             self.print = self._fingerprint(num_batches)
             name = self.print.hex()
-            self.folder = self.opened.get(name) or self.directory.open(name, self._about())
+            self.folder = self.opened.get(name) or self.directory.open(name, self._about(), self)
             self.opened[name] = self.folder
         except UnknownContentError as error:
             self._decline(f"the content of the frozen part can't be fingerprinted: {error.what}")
@@ -180,7 +180,7 @@ class StoredViews:
                 f"writes no more views to `directory`, {str(self.directory.path)!r}: "
                 f"{self.directory.failure}."
             )
-        self.directory.let_go(list(self.opened.values()))
+        self.directory.let_go(list(self.opened.values()), self)
         self.opened, self.folder = {}, None
 
 

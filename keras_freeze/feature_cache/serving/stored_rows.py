@@ -126,7 +126,7 @@ class StoredRows:
     def _open(self, value: Value, dtype: Any) -> FeatureFolder:
         name = self._name(value, dtype)
         if name not in self.opened:
-            self.opened[name] = self.directory.open(name, self._about(value))
+            self.opened[name] = self.directory.open(name, self._about(value), self)
         return self.opened[name]
 
     def _about(self, value: Value) -> About:
@@ -244,7 +244,7 @@ class StoredRows:
     def close(self, axes: dict[str, Axes]) -> None:
         """Writes what is left, and closes the folders that no other fit uses."""
         self.end_stage(axes)
-        self.directory.let_go(list(self.opened.values()))
+        self.directory.let_go(list(self.opened.values()), self)
         self.opened = {}
         self._tell_of_problems()
 
