@@ -17,7 +17,7 @@ from keras_freeze.feature_cache.fingerprints.plain_values import (
     print_of,
 )
 
-INSTALLED = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")]
+INSTALLED = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")]
 
 
 @functools.cache
@@ -28,15 +28,22 @@ def version_of_package(module: str) -> str | None:
         return sys.version.split()[0]
     loaded = sys.modules.get(root)
     file = getattr(loaded, "__file__", None)
-    if file is None or not any(Path(file).is_relative_to(path) for path in INSTALLED):
+    if file is None:
         return None
     for name in (root, root.replace("_", "-")):
         try:
-            return importlib.metadata.version(name)
+            found = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    version = getattr(loaded, "__version__", None)
-    return str(version) if version is not None else None
+        # An editable package lies elsewhere: its code may change under the same version.
+        return found.version if _is_below(file, str(found.locate_file(""))) else None
+    version = getattr(loaded, "__version__", None)  # its distribution has another name
+    is_installed = any(_is_below(file, path) for path in INSTALLED)
+    return str(version) if version is not None and is_installed else None
+
+
+def _is_below(file: str, folder: str) -> bool:
+    return Path(file).is_relative_to(folder)
 
 
 def class_print(kind: type) -> Print:
