@@ -62,6 +62,16 @@ def test_files_are_equal_for_equal_seeds(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_disk_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("lmdb")
+    options = ("--repeats", "1", "--trials", "2", "--stock-trials", "1")
+    found = run_small("disk", tmp_path, monkeypatch, *options)
+    assert found["runs"]["difference"] == 0
+    assert found["sweep"]["stock trials"] == 1
+    for part in ("runs", "sweep"):
+        assert all(min(took) > 0 for took in found[part]["seconds"].values())
+
+
 def test_views_accuracy_runs_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plot = tmp_path / "plot.svg"
     conditions = ("none", "views 2", "live")

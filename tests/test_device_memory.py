@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -128,3 +129,17 @@ def test_views_on_a_device_of_its_own(as_a_gpu: Any):
     expected = fitted(Batches(), None, {3: "b3"})
     for name, losses in expected[0].items():
         np.testing.assert_allclose(plain[0][name], losses, rtol=1e-6)
+
+
+def test_rows_from_disk_go_to_the_device_once(as_a_gpu: Any, tmp_path: Path):
+    pytest.importorskip("lmdb")
+    expected = fitted(X, None, y=Y, batch_size=8)
+    for passes in (1.0, 0.0):
+        cache = BottleneckCache(directory=tmp_path / "features", verbose=0)
+        del as_a_gpu[:]
+        history, _, _ = fitted(X, cache, y=Y, batch_size=8)
+        assert cache.stats.base_passes == passes
+        for name, losses in expected[0].items():
+            np.testing.assert_allclose(history[name], losses, rtol=1e-6)
+    features = [array for array in as_a_gpu if np.shape(array)[1:] == (8,)]
+    assert len(features) <= 1  # the table of all rows

@@ -68,7 +68,7 @@ def cached(run: Run, **arguments: Any) -> tuple[Any, Any, Any]:
 # Parity
 
 
-@pytest.mark.one_backend(but=["nested-stages", "flat-head", "shared-stages"])
+@pytest.mark.one_backend(but=["nested-stages", "flat-head"])
 @pytest.mark.parametrize("stages", [None, STAGES], ids=["head", "stages"])
 @pytest.mark.parametrize("kind", ["nested", "flat", "sequential", "shared"])
 def test_the_first_run_and_the_next_equal_the_uncached_one(kind: str, stages: Any, directory: Path):
@@ -90,6 +90,7 @@ class Batches(keras.utils.PyDataset):
         return X[rows], Y[rows]
 
 
+@pytest.mark.one_backend(but=["PyDataset"])
 @pytest.mark.parametrize("later", ["arrays", "PyDataset"])
 def test_arrays_and_pipelines_find_the_rows_of_one_another(later: str, directory: Path):
     sources = {"arrays": lambda: (X, Y), "PyDataset": lambda: (Batches(),)}
@@ -100,6 +101,7 @@ def test_arrays_and_pipelines_find_the_rows_of_one_another(later: str, directory
     assert stats.base_passes == 0.0
 
 
+@pytest.mark.one_backend(but=["bfloat16"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_reduced_precision_has_files_of_its_own(dtype: str, directory: Path):
     run = run_of(stages=STAGES)
@@ -430,6 +432,7 @@ def test_what_has_no_fingerprint_stays_in_memory(make: Any, match: str, director
     assert not [path for path in directory.iterdir() if path.is_dir()]
 
 
+@pytest.mark.one_backend(but=["True"])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_data_of_ten_times_the_memory(
     shuffle: bool, directory: Path, monkeypatch: pytest.MonkeyPatch
@@ -539,6 +542,7 @@ def test_a_truncated_file(directory: Path):
     check(run, passes=0.0, directory=directory)
 
 
+@pytest.mark.one_backend(but=["KeyboardInterrupt"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_fit_that_is_broken_off_leaves_its_rows(error: Any, directory: Path):
     def breaks() -> None:
@@ -565,6 +569,7 @@ def test_nothing_stays_open_after_fit(directory: Path):
     assert not list(directory.glob("*/*.lock"))
 
 
+@pytest.mark.one_backend
 def test_the_directory_is_private_and_marked(directory: Path):
     check(run_of(), directory=directory)
     assert directory.stat().st_mode & 0o777 == 0o700
@@ -657,6 +662,7 @@ def test_features_are_those_of_the_base_in_order(directory: Path):
     assert (cache.stats.misses, cache.stats.read) == (0, 32)
 
 
+@pytest.mark.one_backend
 def test_features_of_a_base_alone_and_in_memory():
     base = builders.functional_base()
     base.trainable = False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from keras_freeze.errors import CacheError, nearest
 from keras_freeze.feature_cache.directory.arguments import NEEDED
+from keras_freeze.feature_cache.directory.marks import is_marked
 
 
 def checked(path: Path) -> Path:
@@ -20,8 +21,6 @@ def checked(path: Path) -> Path:
         raise CacheError(
             f"features on disk need {' and '.join(missing)}: pip install 'keras_freeze[disk]'."
         )
-    from keras_freeze.feature_cache.directory.marks import is_marked
-
     if not path.exists():
         raise CacheError(f"there is no directory {str(path)!r}.{_hint(path)}")
     if not path.is_dir():
@@ -36,8 +35,6 @@ def checked(path: Path) -> Path:
 
 def _hint(path: Path) -> str:
     """Returns " Did you mean 'photos/features'?" if a directory of features is near."""
-    from keras_freeze.feature_cache.directory.marks import is_marked
-
     beside = {each.name: each for each in _folders(path.parent) if is_marked(each)}
     near = [
         *(each for each in _folders(path) if is_marked(each)),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from keras_freeze.errors import warn
+from keras_freeze.fit_engine.ages_after_loading import find_ages
 from keras_freeze.fit_engine.cache_lifecycle import CacheLifecycle
 from keras_freeze.fit_engine.collect_stage_report import trainable_layers
 from keras_freeze.fit_engine.stage_clock import StageClock
@@ -79,6 +80,8 @@ class TrainableChanges:
         modes = {self.rates.mode(each) for each in clock.passed()}
         mode = "reset" if "reset" in modes else self.rates.mode(clock.stage)
         step_functions.sync(self.model)
+        if first:
+            find_ages(self.model, self.plan, clock.epoch, clock.begun, self.rates.mode)
         with self._all_or_nothing():
             trained_before = set(map(id, self.model.trainable_variables))
             changed = apply_flags(self.plan.tree, self.plan.flags[number])

@@ -41,6 +41,8 @@ Tensor = Any
 # attribute of the optimizer, as we leave nothing on it. Weak, so that the optimizer can be freed.
 _BIRTHS: weakref.WeakKeyDictionary[Optimizer, dict[Any, int]] = weakref.WeakKeyDictionary()
 
+_KNOWN: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # optimizers that fits of ours have used
+
 
 def births_of(optimizer: Optimizer) -> dict[Any, int]:
     """Returns the current births; none if `iterations` was reset in between."""
@@ -64,6 +66,28 @@ def set_births(optimizer: Optimizer, births: dict[Any, int]) -> None:
         _BIRTHS[optimizer] = births
     else:
         _BIRTHS.pop(optimizer, None)
+
+
+def set_births_of(optimizer: Optimizer, births: dict[int, int]) -> None:
+    """Stores the births of variables, by the id of the variable; those without one were never late.
+
+    Args:
+        optimizer: a built optimizer.
+        births: the value of `iterations` when each variable was unfrozen.
+    """
+    held = optimizer._trainable_variables
+    set_births(optimizer, {optimizer._var_key(v): births.get(id(v), 0) for v in held})
+
+
+def is_unknown(optimizer: Optimizer) -> bool:
+    """Returns True for a trained optimizer that no fit of ours has used, as after `load_model`."""
+    return bool(optimizer.built and optimizer not in _KNOWN and updates(optimizer))
+
+
+def know(optimizers: list[Optimizer]) -> None:
+    """Notes that a fit uses optimizers, so that the births of their variables are known."""
+    for optimizer in optimizers:
+        _KNOWN.add(optimizer)
 
 
 def own_ages(optimizer: Optimizer, births: dict[Any, int], multipliers: Multipliers) -> list[Patch]:

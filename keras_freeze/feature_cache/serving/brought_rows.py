@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from keras_freeze.feature_cache.storage.memory_order import Axes
 from keras_freeze.graph.layer_calls import LayerCall, Value
-
-if TYPE_CHECKING:  # it needs LMDB
-    from keras_freeze.feature_cache.directory.feature_folder import FeatureFolder
 
 Columns = dict[str, np.ndarray[Any, Any]]
 
@@ -21,11 +18,11 @@ class Continuation:
     """How features are computed from those of a cut that comes earlier.
 
     Attributes:
-        sources: the folders of the earlier tensors, by tensor.
+        sources: the earlier tensors, whose features are in the directory.
         calls: the calls of layers in between.
     """
 
-    sources: dict[Value, FeatureFolder]
+    sources: frozenset[Value]
     calls: tuple[LayerCall, ...]
 
 

@@ -151,11 +151,10 @@ class StoredRows:
             and value not in part.program.inputs
             and self.directory.has(self._name(value, None))
         }
-        found = calls_after(part.calls, part.values, known)
-        calls, sources = found
+        calls, sources = calls_after(part.calls, part.values, known)
         if not sources or not sources.isdisjoint(part.program.inputs):
             return None
-        return Continuation({value: self._open(value, None) for value in sources}, calls)
+        return Continuation(frozenset(sources), calls)
 
     @property
     def has_rows(self) -> bool:
@@ -173,7 +172,12 @@ class StoredRows:
 
     def read_sources(self, keys: list[Key]) -> Brought | None:
         """Returns features of an earlier cut of those rows that the directory has."""
-        return None if self.continuation is None else _read(self.continuation.sources, keys)
+        sources = self.continuation.sources if self.continuation is not None else ()
+        try:
+            return _read({value: self._open(value, None) for value in sources}, keys)
+        except OSError:  # Python can't be started to check the files
+            self.continuation = None
+            return None
 
     def write(self, keys: list[Key], columns: Columns, axes: dict[str, Axes], *, kept: int) -> None:
         """Lets rows be written in the background.
