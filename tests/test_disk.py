@@ -36,6 +36,7 @@ from keras_freeze import (
 from keras_freeze.feature_cache import cache as cache_module
 from keras_freeze.feature_cache.directory import cache_directory, environments, marks
 from keras_freeze.feature_cache.fingerprints import value_prints
+from keras_freeze.feature_cache.serving.run_prefix import PrefixRunner
 from tests import builders
 from tests.builders import L
 from tests.reference import disk_fits
@@ -333,6 +334,18 @@ def test_a_deeper_cut_continues_from_stored_features(directory: Path):
     assert (stats.misses, stats.continued, stats.read) == (0, ROWS, 0)
     stats = check(run_of(stages={0: "b3"}), passes=0.0, directory=directory)
     assert (stats.misses, stats.continued, stats.read) == (0, 0, ROWS)
+
+
+def test_the_frozen_part_does_not_run_at_all(directory: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not even for a check: it would have to be compiled."""
+    run = run_of(stages=STAGES)
+    check(run, directory=directory)
+
+    def runs(*_: Any) -> None:
+        raise AssertionError("the frozen part runs")
+
+    monkeypatch.setattr(PrefixRunner, "run", runs)
+    check(run, passes=0.0, directory=directory)
 
 
 @pytest.mark.one_backend

@@ -149,7 +149,8 @@ class ConsistencyChecks:
         """Returns True if known rows should be computed again before they are served.
 
         That is once in each epoch, the first time before any known row is served. For a trusted
-        prefix it is skipped if the checks would take more than 1 % of the run's time.
+        prefix it is skipped if the checks would take more than 1 % of the run's time, or if the
+        prefix hasn't run: all rows came from disk, and it would have to be compiled.
 
         Args:
             kind: "train" or "test".
@@ -158,7 +159,9 @@ class ConsistencyChecks:
         due = kind not in self.looked_at
         self.looked_at.add(kind)
         spent = self.check_seconds + self.prefix_seconds
-        cheap = kind == self.kind and spent < CHEAP * (time.perf_counter() - self.began)
+        has_run = self.prefix_seconds > 0
+        cheap = has_run and spent < CHEAP * (time.perf_counter() - self.began)
+        cheap = cheap and kind == self.kind
         return due and (cheap or not is_trusted)
 
     def draw(self, known: Array, batch: int) -> Array:
