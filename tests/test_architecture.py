@@ -195,6 +195,7 @@ import json, sys
 import keras
 before = set(sys.modules)
 import keras_freeze
+import keras_freeze.cli
 from tests.builders import BACKEND, backend_of
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 answer = {"backend": keras.backend.backend(), "new": sorted(new), "all": sorted(sys.modules)}
@@ -209,3 +210,4 @@ def test_no_other_backend_is_imported():
     assert found["backend"] == BACKEND
     assert not set(found["new"]) & set(BACKENDS) - {BACKEND}
     assert BACKEND == "tensorflow" or "tensorflow" not in found["all"]
+    assert not set(found["new"]) & {"lmdb", "filelock"}, "a base install has neither"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from keras_freeze.errors import CacheError
+from keras_freeze.feature_cache.directory.folder_names import REMOVED, fingerprints
 from keras_freeze.feature_cache.directory.marks import IGNORE, TAG, is_marked
-from keras_freeze.feature_cache.directory.room import REMOVED, fingerprints
 
 NEEDED = ("lmdb", "filelock")
 

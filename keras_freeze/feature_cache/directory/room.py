@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,26 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from keras_freeze.feature_cache.directory import about, locks
+from keras_freeze.feature_cache.directory.folder_names import LEFT, REMOVED, fingerprints
 
 FLOOR = 1 << 30  # bytes of the disk that stay free,
 FLOOR_SHARE = 0.05  # or this share of a smaller disk
-NAME_LENGTH = 32  # of a fingerprint's folder
-REMOVED = ".removed-"  # in front of the names of folders that are being removed
-LEFT = re.compile(rf"{re.escape(REMOVED)}[0-9a-f]{{12}}")
-
-
-def fingerprints(directory: Path) -> list[Path]:
-    """Returns the folders of all fingerprints."""
-    try:
-        return sorted(path for path in directory.iterdir() if is_fingerprint(path))
-    except OSError:
-        return []
-
-
-def is_fingerprint(path: Path) -> bool:
-    """Returns True for the folder of a fingerprint, judged by its name."""
-    digits = set("0123456789abcdef")
-    return len(path.name) == NAME_LENGTH and set(path.name) <= digits and path.is_dir()
 
 
 def bytes_on_disk(path: Path) -> int:
