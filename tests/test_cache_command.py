@@ -23,7 +23,13 @@ pytest.importorskip("filelock")
 
 from keras_freeze import BottleneckCache, GradualUnfreeze
 from keras_freeze.cli import main
-from keras_freeze.feature_cache.directory import checked_files, contents, marks, room
+from keras_freeze.feature_cache.directory import (
+    checked_files,
+    contents,
+    folder_names,
+    marks,
+    room,
+)
 from keras_freeze.feature_cache.directory.about import About
 from keras_freeze.feature_cache.directory.cache_directory import shared_directory
 from keras_freeze.feature_cache.directory.environments import Written
@@ -351,7 +357,7 @@ def test_gc_removes_a_fingerprint_of_which_nothing_is_whole(directory: Path, cap
     files_of(directory, TWO)[0].write_bytes(b"")
     ask(capsys, "gc", directory)
     assert ask(capsys, "ls", directory) == []
-    assert not room.fingerprints(directory)
+    assert not folder_names.fingerprints(directory)
 
 
 def test_gc_keeps_within_a_size(directory: Path, capsys):
@@ -630,7 +636,7 @@ def test_invalid_limits_are_refused(directory: Path, capsys):
     assert "above 0" in refused(capsys, "gc", directory, "--max-bytes", "0")
     assert "from 0 on" in refused(capsys, "gc", directory, "--older-than", "-1")
     assert "from 0 on" in refused(capsys, "gc", directory, "--older-than", "nan")
-    assert len(room.fingerprints(directory)) == 2
+    assert len(folder_names.fingerprints(directory)) == 2
 
 
 def test_gc_needs_a_local_disk_and_the_right_to_write(directory: Path, capsys, monkeypatch):
@@ -640,7 +646,7 @@ def test_gc_needs_a_local_disk_and_the_right_to_write(directory: Path, capsys, m
         assert len(ask(capsys, "ls", directory)) == 2
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "can't be written to" in refused(capsys, "gc", directory)
-    assert len(room.fingerprints(directory)) == 2
+    assert len(folder_names.fingerprints(directory)) == 2
 
 
 def test_an_error_of_the_system_is_told_in_words(directory: Path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lmdb
 
-from keras_freeze.feature_cache.directory import about, locks, room
+from keras_freeze.feature_cache.directory import about, folder_names, locks, room
 from keras_freeze.feature_cache.directory.about import About
 from keras_freeze.feature_cache.directory.blocks import Key
 from keras_freeze.feature_cache.directory.checked_files import check_files
@@ -114,7 +114,7 @@ def fingerprints_in(directory: Path) -> list[Fingerprint]:
 
 
 def _listed(directory: Path) -> list[Fingerprint]:
-    folders = [path for path in room.fingerprints(directory) if not path.is_symlink()]
+    folders = [path for path in folder_names.fingerprints(directory) if not path.is_symlink()]
     files = {folder: sorted(run.parent for run in folder.glob("*/data.mdb")) for folder in folders}
     runs = [run for of_folder in files.values() for run in of_folder]
     live = {run for run in runs if locks.is_held(run.parent / f"{run.name.split('-')[0]}.lock")}
