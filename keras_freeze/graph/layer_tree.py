@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 Layer = Any  # keras.layers.Layer: Keras ships no type annotations
+FOREIGN = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer")  # they wrap another library's code
 
 
 def children(layer: Layer) -> list[Layer]:

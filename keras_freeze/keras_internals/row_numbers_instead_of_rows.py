@@ -25,7 +25,7 @@ import numpy as np
 
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.keras_internals.epoch_order.draw_order import epoch_order
-from keras_freeze.keras_internals.tell_next_batch import told
+from keras_freeze.keras_internals.next_batch import one_ahead
 
 Array = np.ndarray[Any, Any]
 Batch = Any
@@ -46,7 +46,7 @@ class ArrayFeed:
         is_new: True for rows whose features haven't been requested yet; set by the cache.
         sample: a copy of some rows, used by the consistency checks.
         order: draws the row numbers of an epoch, if Keras shuffles rows or nothing.
-        tell_next: is told the row numbers of the next batch, one batch ahead; set by the cache.
+        on_next_batch: called with the row numbers of each next batch, one ahead; set by the cache.
     """
 
     def __init__(self, epoch_iterator: Any, to_tensor: Callable[[Array], Any]):
@@ -64,7 +64,7 @@ class ArrayFeed:
         self.is_new = np.zeros(len(self), bool)
         self.sample: tuple[Any, ...] | None = None
         self.late: Any = None  # the iterator's class while batches are taken by row number
-        self.tell_next: Callable[[Array], None] | None = None
+        self.on_next_batch: Callable[[Array], None] | None = None
         self.others = self.inputs[1:]
         self.dataset = getattr(epoch_iterator, "_distributed_dataset", None)
 
@@ -83,7 +83,7 @@ class ArrayFeed:
             # TensorFlow uses the arrays' values from the beginning of `fit`, even if they change.
             self.others = keras.tree.map_structure(_copied, self.inputs[1:])
         self.epoch_iterator._get_iterator = lambda: FedBatches(
-            self, told(take(), lambda: self.tell_next)
+            self, one_ahead(take(), lambda: self.on_next_batch)
         )
         self.order = epoch_order(self.adapter)
         if keras.backend.backend() == "torch":

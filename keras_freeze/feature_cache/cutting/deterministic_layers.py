@@ -17,14 +17,13 @@ from keras_freeze.feature_cache.not_cacheable import (
     TRAINS,
 )
 from keras_freeze.graph.layer_tree import (
+    FOREIGN,
     Layer,
     LayerTree,
     draws_random_numbers,
     own_states,
 )
 from keras_freeze.keras_internals.trainable_flags import is_batch_norm, trained
-
-FOREIGN = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 
 
 class DeterministicLayers:

@@ -23,10 +23,10 @@ from keras_freeze.feature_cache.fingerprints.plain_values import (
     print_of,
     settings_of,
 )
-from keras_freeze.graph.layer_tree import LayerTree, is_seed
+from keras_freeze.graph.layer_tree import FOREIGN, LayerTree, is_seed
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 
-FOREIGN = ("TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer")
+UNREADABLE = (*FOREIGN, "TFSMLayer")
 
 
 def print_of_operation(operation: Any) -> Print:
@@ -51,7 +51,7 @@ def print_of_weights(variable: Any) -> Any:
 
 def _print_of_layer(layer: Any) -> Any:
     """Returns the fingerprint of a layer without its weights."""
-    if type(layer).__name__ in FOREIGN:
+    if type(layer).__name__ in UNREADABLE:
         raise UnknownContentError(f"{layer.name!r}, which runs another library's code")
     precision = layer.compute_dtype, layer.variable_dtype
     if isinstance(layer, keras.layers.Lambda):

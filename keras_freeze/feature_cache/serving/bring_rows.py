@@ -156,7 +156,7 @@ class RowBringer:
         stored = self.stored
         if stored is None or feed is None:
             return
-        feed.tell_next = None
+        feed.on_next_batch = None
         if not stored.has_rows or not self.store.bytes_per_row or self.store.room:
             return
         places, salt = served.places(feed.structure), served.salt(kind)
@@ -165,7 +165,7 @@ class RowBringer:
             missing = numbers[feed.slots[numbers] < 0]
             stored.ahead.begin(lambda: keys_of(feed, places, missing, salt))
 
-        feed.tell_next = begin
+        feed.on_next_batch = begin
 
     def write(self, keys: list[Key], columns: Columns, *, kept: int) -> None:
         """Gives computed rows to the directory; the first `kept` are in memory too."""

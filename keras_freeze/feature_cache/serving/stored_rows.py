@@ -50,7 +50,6 @@ class StoredRows:
         self.folders: dict[Value, FeatureFolder] = {}  # of the running stage
         self.continuation: Continuation | None = None
         self.behind: list[list[Key]] = []  # rows for which the disk was too slow
-        self.reason = ""  # why the running stage uses no directory
         self.prints: dict[Value, bytes] = {}
         self.told: set[str] = set()
         self.ahead = ReadAhead(self._read)
@@ -63,7 +62,7 @@ class StoredRows:
             dtype: dtype in which float features are kept; None = their own.
             is_known: whether all that comes before the cached tensors is known.
         """
-        self.folders, self.continuation, self.reason = {}, None, ""
+        self.folders, self.continuation = {}, None
         self.part, self.dtype = part, dtype
         if not self.directory.is_usable:
             self._tell_of_failure()
@@ -111,7 +110,7 @@ class StoredRows:
         return isinstance(part, GraphPrefix) and is_used and self._prints(part) != self.prints
 
     def _decline(self, why: str, remedy: str) -> None:
-        self.reason, self.folders, self.continuation = why, {}, None
+        self.folders, self.continuation = {}, None
         self._once(f"keeps features in memory only, since {why}. `directory` needs {remedy}.")
 
     def _once(self, text: str) -> None:
