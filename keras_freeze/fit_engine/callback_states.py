@@ -1,0 +1,90 @@
+"""Saves what the other callbacks count, and restores it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_freeze.backup.array_files import content_of
+from keras_freeze.backup.packing import NotPlainError, Packed, Packer, unpacked
+from keras_freeze.keras_internals import callbacks_of_fit
+
+GROUP = "callbacks"
+# Keras sets these, and the progress bar follows the steps that run. The sign of `min_delta` changes
+# once, when a callback learns whether less is better, which happens anew in each process.
+NOT_STATE = ("params", "_model", "min_delta")
+Attributes = dict[str, Packed]
+
+
+class CallbackStates:
+    """The attributes of the other callbacks that have changed since the `fit` began.
+
+    Saved are numbers, strings, None, arrays, and lists, tuples and dicts of these: the counters of
+    EarlyStopping with its best weights, those of ReduceLROnPlateau and ModelCheckpoint, the History,
+    and what a user's own callback counts. Attributes that haven't changed are the user's settings,
+    which a later process may set differently.
+
+    Args:
+        callback_list: Keras' list of the callbacks of the `fit`.
+        ours: the public callbacks in it.
+    """
+
+    def __init__(self, callback_list: Any, ours: list[Any]):
+        self.callback_list = callback_list
+        self.ours = ours
+        self.at_start: dict[int, tuple[Any, Attributes]] = {}
+
+    def follow(self) -> None:
+        """Notes the attributes of callbacks that are new: at the beginning, and in each stage."""
+        running = list(self._running())
+        for callback in running:
+            if id(callback) not in self.at_start:
+                self.at_start[id(callback)] = callback, _contents(callback)
+        ids = set(map(id, running))
+        self.at_start = {key: held for key, held in self.at_start.items() if key in ids}
+
+    def _running(self) -> Iterator[Any]:
+        """Yields the callbacks whose attributes are saved, also those inside PerStage."""
+        for callback in callbacks_of_fit.all_callbacks(self.callback_list):
+            if any(callback is each for each in self.ours):
+                if callback.role == "per_stage":
+                    yield callback.callback
+            elif not isinstance(callback, keras.callbacks.ProgbarLogger):
+                yield callback
+
+    def packed(self, packer: Packer) -> Packed:
+        """Returns the name and the changed attributes of each callback."""
+        found = []
+        for callback in self._running():
+            _, before = self.at_start.get(id(callback), (None, {}))
+            now = _contents(callback)
+            changed = {name for name, content in now.items() if before.get(name, now) != content}
+            state = {n: packer.plain(getattr(callback, n), GROUP) for n in sorted(changed)}
+            found.append([type(callback).__name__, state])
+        return found
+
+    def restore(self, packed: Packed, arrays: list[Any]) -> None:
+        """Sets the attributes again; callbacks of a class are taken in their order."""
+        waiting: dict[str, list[Attributes]] = {}
+        for name, state in packed:
+            waiting.setdefault(name, []).append(state)
+        for callback in self._running():
+            states = waiting.get(type(callback).__name__)
+            for name, value in states.pop(0).items() if states else ():
+                setattr(callback, name, unpacked(value, arrays))
+
+
+def _contents(callback: Any) -> Attributes:
+    """Returns the plain attributes of a callback, with hashes in place of arrays."""
+    contents = {}
+    for name, value in vars(callback).items():
+        packer = Packer()
+        try:
+            packed = packer.plain(value, GROUP) if name not in NOT_STATE else None
+        except NotPlainError:
+            continue
+        if name not in NOT_STATE:
+            contents[name] = [packed, [content_of(array) for _, array in packer.arrays]]
+    return contents

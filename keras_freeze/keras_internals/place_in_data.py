@@ -1,0 +1,139 @@
+"""Continues the data of a `fit` where an earlier process stopped.
+
+The order of the rows follows from random generators (see `random_states`), or from how often the
+data were read. So a later process can read to the same place, if the order is reproducible.
+
+Private names used here were tried on Keras 3.12.0 and 3.15.1: `EpochIterator._enumerate_iterator`,
+`_num_batches`; `ArrayDataAdapter._shuffle`; `TFDatasetAdapter._dataset`;
+`TFEpochIterator._distributed_dataset`; `PyDatasetAdapter.py_dataset`, `enqueuer`, `shuffle`; of TensorFlow 2.21:
+`context.global_seed`, `Dataset._inputs`, `_seed`, `_seed2` of a shuffled dataset.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
+from keras_freeze.keras_internals.group_batches import Group
+from keras_freeze.keras_internals.row_numbers_instead_of_rows import FedBatches
+
+_END = object()
+SEED = "Call keras.utils.set_random_seed before"
+
+
+def not_reproducible(iterator: Any) -> str:
+    """Returns why the order of an epoch can't be repeated in another process; "" if it can."""
+    adapter = iterator.data_adapter
+    if getattr(adapter, "_shuffle", False) and hasattr(iterator, "_distributed_dataset"):
+        from tensorflow.python.eager import context
+
+        if context.global_seed() is None:
+            return f"TensorFlow shuffles the arrays without a seed. {SEED} the model is built"
+    if getattr(adapter, "enqueuer", None) is not None and adapter.shuffle:
+        return "the batches of a PyDataset with workers are shuffled in another thread"
+    dataset = getattr(adapter, "_dataset", None)
+    if dataset is not None and "tensorflow" in sys.modules and _is_shuffled_unseeded(dataset):
+        return f"the pipeline's shuffle() has no seed. {SEED} it is made, or pass `seed` to it"
+    return ""
+
+
+def _is_shuffled_unseeded(dataset: Any) -> bool:
+    """True if a tf.data pipeline contains a shuffle that begins anew with each process."""
+    if not hasattr(dataset, "_inputs"):
+        return False
+    seeds = [getattr(dataset, name, None) for name in ("_seed", "_seed2")]
+    if hasattr(dataset, "_reshuffle_each_iteration") and None not in seeds:
+        if not any(int(to_numpy(seed)) for seed in seeds):
+            return True
+    return any(map(_is_shuffled_unseeded, dataset._inputs()))
+
+
+def is_stream(iterator: Any) -> bool:
+    """True if an epoch continues the iteration of the one before, with `steps_per_epoch`."""
+    return iterator.steps_per_epoch is not None
+
+
+def pass_epochs(iterator: Any, epochs: int) -> None:
+    """Brings data to the state after some epochs, without reading them. Not for streams.
+
+    A tf.data pipeline shuffles differently each time it is iterated over, a PyDataset may change
+    in `on_epoch_end`. Keras' own orders depend on random generators only.
+
+    Args:
+        iterator: Keras' epoch iterator.
+        epochs: number of epochs that an earlier process has trained.
+    """
+    adapter = iterator.data_adapter
+    own = getattr(adapter, "py_dataset", None)
+    for _ in range(epochs if own is not None else 0):
+        own.on_epoch_begin()
+        own.on_epoch_end()
+    if type(adapter).__name__ != "TFDatasetAdapter":
+        return
+    dataset = getattr(iterator, "_distributed_dataset", None)
+    times = epochs
+    if dataset is None:
+        dataset = adapter._dataset
+    else:  # TensorFlow's trainer begins a second iteration at the end of an epoch of known length
+        times = 2 * epochs - (adapter.num_batches is None)
+    for _ in range(times):
+        iter(dataset)
+
+
+def begin_later(iterator: Any, steps: int, epochs: int, then: Callable[[], None]) -> None:
+    """Makes the next epoch begin after some steps.
+
+    Args:
+        iterator: Keras' epoch iterator, as it is used by a cache, if there is one.
+        steps: steps of the epoch that are done.
+        epochs: whole epochs to read first, of a stream.
+        then: called before the first batch that isn't skipped.
+    """
+    begin = iterator._enumerate_iterator
+
+    def rest() -> Iterator[tuple[int, int, Any]]:
+        if vars(iterator).get("_enumerate_iterator") is rest:
+            put_back(iterator)
+        for _ in range(epochs):
+            for item in type(iterator)._enumerate_iterator(iterator):
+                _skipped(item, item[1] + 1)
+        return _rest(begin(), steps, then)
+
+    iterator._enumerate_iterator = rest
+
+
+def put_back(iterator: Any) -> None:
+    """Undoes `begin_later`, if the epoch didn't begin."""
+    vars(iterator).pop("_enumerate_iterator", None)
+
+
+def _rest(
+    items: Iterator[tuple[int, int, Any]], steps: int, then: Callable[[], None]
+) -> Iterator[tuple[int, int, Any]]:
+    waiting = True
+    for item in items:
+        left = _skipped(item, steps) if item[0] < steps else item
+        if left is None:
+            continue
+        if waiting:
+            then()
+            waiting = False
+        yield left
+    if waiting:
+        then()
+
+
+def _skipped(item: tuple[int, int, Any], steps: int) -> tuple[int, int, Any] | None:
+    """Returns what is left of the data of a call after the first steps of the epoch."""
+    begin, end, data = item
+    last = min(end + 1, steps)
+    if isinstance(data, Group):
+        left = data.numbers[last - begin :]
+        return (last, end, Group(data.feed, left)) if len(left) else None
+    batches = data.numbered if isinstance(data, FedBatches) else data
+    for _ in range(last - begin):
+        if next(batches, _END) is _END:
+            break
+    return (last, end, data) if last <= end else None

@@ -1,0 +1,81 @@
+"""Reads and sets the state of the random generators that a `fit` draws from.
+
+Random layers have generators of their own, whose states are variables of the model. These here are
+the others: of Python, NumPy and PyTorch, from which Keras draws the order of rows, and Keras' own
+global generator, for random functions without a seed.
+
+Private names used here were tried on Keras 3.12.0 and 3.15.1: the global attribute
+"global_seed_generator"; `TorchDataLoaderAdapter._dataloader`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from keras.src.backend.common import global_state
+
+from keras_freeze.keras_internals.copy_to_numpy import to_numpy
+
+States = dict[str, Any]  # numbers and arrays, by the name of the generator
+
+
+def random_states(iterator: Any) -> States:
+    """Returns the states of all generators that there are.
+
+    Args:
+        iterator: Keras' epoch iterator; a DataLoader in it may have a generator of its own.
+    """
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states: States = {
+        "python": [version, np.asarray(numbers, np.uint32), gauss],
+        "numpy": [name, np.asarray(keys), position, has_gauss, cached],
+    }
+    keras_own = global_state.get_global_attribute("global_seed_generator")
+    if keras_own is not None:
+        states["keras"] = to_numpy(keras_own.state)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        states["torch"] = torch.get_rng_state().numpy()
+        if torch.cuda.is_initialized():
+            states["cuda"] = [state.numpy() for state in torch.cuda.get_rng_state_all()]
+        states["loaders"] = [each.get_state().numpy() for each in _of_loader(iterator)]
+    return states
+
+
+def set_random_states(states: States, iterator: Any) -> None:
+    """Sets the generators to what `random_states` returned."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    np.random.set_state(tuple(states["numpy"]))
+    if "keras" in states:
+        generator = global_state.get_global_attribute("global_seed_generator")
+        if generator is None:
+            # Imported here: Keras makes it when it is first needed.
+            from keras.src.random.seed_generator import global_seed_generator
+
+            generator = global_seed_generator()
+        generator.state.assign(states["keras"])
+    torch = sys.modules.get("torch")
+    if torch is None or "torch" not in states:
+        return
+    torch.set_rng_state(torch.from_numpy(states["torch"]))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in states["cuda"]])
+    for generator, state in zip(_of_loader(iterator), states["loaders"], strict=False):
+        generator.set_state(torch.from_numpy(state))
+
+
+def _of_loader(iterator: Any) -> Iterator[Any]:
+    """Yields the generators of a DataLoader, each once."""
+    loader = getattr(getattr(iterator, "data_adapter", None), "_dataloader", None)
+    seen: set[int] = set()
+    for owner in (loader, getattr(loader, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if generator is not None and hasattr(generator, "get_state") and id(generator) not in seen:
+            seen.add(id(generator))
+            yield generator
