@@ -1,5 +1,6 @@
 """Transfer learning in one Keras `fit`: feature extraction, then gradual unfreezing."""
 
+from keras_freeze.callbacks.backup_and_restore import BackupAndRestore
 from keras_freeze.callbacks.bottleneck_cache import BottleneckCache
 from keras_freeze.callbacks.freeze_base import FreezeBase
 from keras_freeze.callbacks.gradual_unfreeze import GradualUnfreeze
@@ -21,6 +22,7 @@ from keras_freeze.schedule.schedule import Schedule
 from keras_freeze.schedule.stage import Stage
 
 __all__ = [
+    "BackupAndRestore",
     "BottleneckCache",
     "CacheError",
     "CacheWarning",

@@ -28,7 +28,16 @@ MAY_IMPORT = {
     "keras_internals": {"graph", "errors"},
     "display": {"schedule", "errors"},
     "feature_cache": {"keras_internals", "graph", "display", "errors"},
-    "fit_engine": {"schedule", "feature_cache", "keras_internals", "graph", "display", "errors"},
+    "backup": {"errors"},
+    "fit_engine": {
+        "schedule",
+        "feature_cache",
+        "backup",
+        "keras_internals",
+        "graph",
+        "display",
+        "errors",
+    },
 }
 FACE = {*MAY_IMPORT, "fit_engine"}
 MAY_IMPORT |= {

@@ -16,6 +16,7 @@ from tests.builders import BACKEND, backend_of
 pytestmark = pytest.mark.one_backend
 
 NAMES = [
+    "BackupAndRestore",
     "BottleneckCache",
     "CacheError",
     "CacheWarning",

@@ -1,17 +1,19 @@
-"""Writes arrays to `.npz` files and reads them; each is checked by the hash of its content.
+"""Writes arrays to files, one after the other, and reads them; each is checked by its hash.
 
 A file appears under its name when it is whole, and never changes. Its name follows from its
-content. An array that is in a file of an earlier backup isn't written again.
+content. An array that is in a file of an earlier backup isn't written again. An `.npz` file would
+take longer: a model has hundreds of arrays, most of them small.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -19,7 +21,7 @@ from pydantic import BaseModel
 
 Array = np.ndarray[Any, Any]
 
-NAME = re.compile(r"(?:[a-z]+-[0-9a-f]{16}\.npz|.*\.partial)")
+NAME = re.compile(r"(?:[a-z]+-[0-9a-f]{16}\.arrays|.*\.partial)")
 
 
 class DamagedError(Exception):
@@ -31,14 +33,14 @@ class Entry(BaseModel):
 
     Attributes:
         file: name of the file.
-        key: name of the array in it.
-        dtype: name of its dtype; files hold bytes, as they can't hold bfloat16.
+        start: its first byte in the file.
+        dtype: name of its dtype.
         shape: its shape.
         content: hash of its bytes, dtype and shape.
     """
 
     file: str
-    key: str
+    start: int
     dtype: str
     shape: list[int]
     content: str
@@ -75,17 +77,19 @@ def write(
             new.setdefault(group, {})[content] = array
     found = dict(known)
     for group, members in new.items():
-        name = f"{group}-{xxhash.xxh3_64_hexdigest(''.join(members).encode())}.npz"
-        keyed = {str(number): _bytes_of(array) for number, array in enumerate(members.values())}
-        replace_whole(folder / name, lambda stream, keyed=keyed: np.savez(stream, **keyed))
-        for number, (content, array) in enumerate(members.items()):
+        name = f"{group}-{xxhash.xxh3_64_hexdigest(''.join(members).encode())}.arrays"
+        parts = [_bytes_of(array).data for array in members.values()]
+        replace_whole(folder / name, lambda stream, parts=parts: stream.writelines(parts))
+        start = 0
+        for content, array in members.items():
             found[content] = Entry(
                 file=name,
-                key=str(number),
+                start=start,
                 dtype=array.dtype.name,
                 shape=list(array.shape),
                 content=content,
             )
+            start += array.nbytes
     return [found[content] for content in contents]
 
 
@@ -95,22 +99,24 @@ def read(folder: Path, entries: Sequence[Entry]) -> list[Array]:
     Raises:
         DamagedError: an array is missing, or isn't what was written.
     """
-    files: dict[str, Any] = {}
-    try:
-        return [_read_one(folder, entry, files) for entry in entries]
-    finally:
-        for file in files.values():
-            file.close()
+    with ExitStack() as opened:
+        files: dict[str, BinaryIO] = {}
+        for name in {entry.file: None for entry in entries}:
+            try:
+                files[name] = opened.enter_context(open(folder / name, "rb"))
+            except OSError as error:
+                raise DamagedError(f"{name} can't be read ({type(error).__name__})") from error
+        return [_read_one(files[entry.file], entry) for entry in entries]
 
 
-def _read_one(folder: Path, entry: Entry, files: dict[str, Any]) -> Array:
+def _read_one(file: BinaryIO, entry: Entry) -> Array:
     try:
-        if entry.file not in files:
-            files[entry.file] = np.load(folder / entry.file, allow_pickle=False)
-        flat = files[entry.file][entry.key]
-        array: Array = flat.view(np.dtype(entry.dtype)).reshape(entry.shape)
+        dtype = np.dtype(entry.dtype)
+        file.seek(entry.start)
+        held = file.read(math.prod(entry.shape) * dtype.itemsize)
+        array: Array = np.frombuffer(bytearray(held), dtype).reshape(entry.shape)
         whole = content_of(array) == entry.content
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DamagedError(f"{entry.file} can't be read ({type(error).__name__})") from error
     if not whole:
         raise DamagedError(f"{entry.file} isn't what was written")

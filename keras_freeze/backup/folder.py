@@ -1,4 +1,4 @@
-"""The folder of a backup: the last state of a run, the one before it, and the last stage's begin."""
+"""The folder of a backup: the last state, the one before it, and that before the stage began."""
 
 from __future__ import annotations
 
@@ -147,15 +147,19 @@ class Folder:
         entries = write(self.path, arrays, self.known)
         given = {"format": FORMAT, "about": about, "state": state}
         text = json.dumps(given | {"arrays": [entry.model_dump() for entry in entries]}).encode()
-        if double and (self.path / LATEST).exists():
+        if not (self.path / LATEST).exists():  # others are from another run
+            for name in (PREVIOUS, STAGE):
+                (self.path / name).unlink(missing_ok=True)
+        elif double:
             old = (self.path / LATEST).read_bytes()
             replace_whole(self.path / PREVIOUS, lambda stream: stream.write(old))
         replace_whole(self.path / LATEST, lambda stream: stream.write(text))
         if ends_stage:
             replace_whole(self.path / STAGE, lambda stream: stream.write(text))
         _make_disk_keep(self.path)
-        self.known = {entry.content: entry for entry in (*entries, *self._of_others())}
-        remove_others(self.path, {entry.file for entry in self.known.values()})
+        kept = [*self._of_others(), *entries]  # two files may hold the same array
+        self.known = {entry.content: entry for entry in kept}
+        remove_others(self.path, {entry.file for entry in kept})
 
     def _of_others(self) -> Iterator[Entry]:
         for name in (PREVIOUS, STAGE):
@@ -164,11 +168,6 @@ class Folder:
             except DamagedError:
                 continue
             yield from manifest.arrays if manifest is not None else ()
-
-    def forget_run(self) -> None:
-        """Forgets the stage's begin and the backup before the last one, of another run."""
-        for name in (PREVIOUS, STAGE):
-            (self.path / name).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes the files of the backup, and the folder if it is empty then."""

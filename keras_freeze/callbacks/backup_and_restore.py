@@ -38,8 +38,8 @@ class BackupAndRestore(PublicCallback):
             run continues from the one before it.
         delete_checkpoint: whether to remove the backup at the end of `fit`.
         on_change: what to do if the schedule, the optimizer or the data have changed since the
-            backup. `"error"` = raises an error that says what differs; `"restart_stage"` = continues
-            with the new ones from the beginning of the stage that was running.
+            backup. `"error"` = raises an error that says what differs; `"restart_stage"` =
+            continues with the new ones from the beginning of the stage that was running.
         verbose: 0 = silent, 1 = prints where a run continues.
 
     Raises:
@@ -100,7 +100,7 @@ def _checked_path(backup_dir: Any) -> Path:
         )
     if "://" in str(backup_dir):
         raise FreezeError(
-            "`backup_dir` of BackupAndRestore must be on a disk of this computer, or mounted there. "
+            "`backup_dir` of BackupAndRestore must be on a disk of this computer, or mounted. "
             f"Received: backup_dir={backup_dir!r}"
         )
     return Path(backup_dir).expanduser()

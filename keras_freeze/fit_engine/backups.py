@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from keras_freeze.backup.array_files import DamagedError
-from keras_freeze.backup.differences import differences, listed
-from keras_freeze.backup.folder import STAGE, Folder, Manifest
+from keras_freeze.backup.differences import listed
+from keras_freeze.backup.folder import Folder
 from keras_freeze.backup.packing import Packer, unpacked
-from keras_freeze.errors import FreezeError, warn
-from keras_freeze.fit_engine.state_of_fit import Arrays, StateOfFit
+from keras_freeze.errors import warn
+from keras_freeze.fit_engine.find_backup import Found, find_backup
+from keras_freeze.fit_engine.state_of_fit import Arrays, State, StateOfFit
 from keras_freeze.keras_internals import place_in_data, training_values
-
-Found = tuple[Manifest, Arrays]
 
 
 class Backups:
@@ -45,7 +43,6 @@ class Backups:
         self.keeps_views = keeps_views
         self.folder = Folder(callback.path)
         self.found: Found | None = None  # the backup to continue from
-        self.is_restart = False  # with another plan, from the beginning of a stage
         self.first_epoch: int | None = None  # with which the whole run began
         self.random_first: Any = None  # states of the random generators then
         self.random_of_epoch: Any = None  # and before the data of the running epoch
@@ -62,74 +59,22 @@ class Backups:
             FreezeError: the backup is damaged, or from another run.
         """
         training_values.begin_at(self.model, None)
-        found = self.folder.find()
-        if found is None:
-            self.folder.forget_run()
+        on_change = self.callback.on_change
+        self.found, changes = find_backup(self.folder, self.about, self.steps, on_change)
+        if changes:
+            begins = "with the stage that was running" if self.found else "with its first stage"
+            self._print(f"The plan has changed: {listed(changes)}. Training begins anew {begins}.")
+        if self.found is None:
             return
-        found = self._checked(found)
-        if found is None:
-            return
-        self.found = found
-        state = found[0].state
+        state = self.found.state
         self.first_epoch = state["first_epoch"]
-        self.random_first = unpacked(state["random_first"], found[1])
-        stopped = state["stop_training"] and not self.is_restart
+        self.random_first = unpacked(state["random_first"], self.found.arrays)
+        stopped = state["stop_training"] and not changes
         epoch = self.epochs if stopped else state["epoch"]
         training_values.begin_at(self.model, epoch)
         self._tell(epoch, state["step"])
         if epoch >= self.epochs:
             self._restore()
-
-    def _checked(self, found: Found) -> Found | None:
-        """Returns the backup to continue from; None to begin anew."""
-        manifest, _ = found
-        before = manifest.about
-        models = list(differences({"model": before.get("model")}, {"model": self.about["model"]}))
-        if models:
-            raise self._changed("another model", models)
-        changes = list(differences(before["run"], self.about["run"]))
-        if manifest.state["step"] and manifest.state["steps"] != self.steps:
-            steps = manifest.state["steps"], self.steps
-            changes.append(f"steps in an epoch: {steps[0]} before, {steps[1]} now")
-        if not changes:
-            return found
-        if self.callback.on_change == "error":
-            raise self._changed("a run with another plan", changes)
-        return self._beginning_of_stage(changes)
-
-    def _beginning_of_stage(self, changes: list[str]) -> Found | None:
-        self.is_restart = True
-        try:
-            found = self.folder.take(STAGE)
-        except DamagedError as error:
-            raise FreezeError(
-                f"The stage can't begin anew, as its beginning is damaged: {error}. Nothing was "
-                "changed. To begin the whole run anew, remove the directory "
-                f"{str(self.folder.path)!r}."
-            ) from error
-        self.folder.forget_run()
-        self._print(
-            f"The plan has changed ({listed(changes)}). Training begins anew"
-            + (
-                " with the stage that was running."
-                if found
-                else ", as its first stage was running."
-            )
-        )
-        return found
-
-    def _changed(self, what: str, changes: list[str]) -> FreezeError:
-        return FreezeError(
-            f"The backup in {str(self.folder.path)!r} is from {what}: {listed(changes)}. Nothing "
-            "was changed. Undo the change, pass another `backup_dir`, or remove the directory to "
-            "begin anew."
-            + (
-                ""
-                if what == "another model"
-                else " To begin the running stage anew with the new plan, pass "
-                "on_change='restart_stage'."
-            )
-        )
 
     def _tell(self, epoch: int, step: int) -> None:
         where = f"epoch {epoch + 1}/{self.epochs}"
@@ -144,17 +89,16 @@ class Backups:
 
     def _restore(self) -> None:
         assert self.found is not None
-        manifest, arrays = self.found
-        if self.is_restart:
-            self._restore_for_new_plan(manifest.state, arrays)
-        else:
-            self.state.callbacks.follow()
-            self.state.restore(manifest.state, arrays)
-        self.state.set_random(manifest.state["random"], arrays)
-
-    def _restore_for_new_plan(self, state: dict[str, Any], arrays: Arrays) -> None:
-        """Restores what doesn't depend on the plan; the stage begins as in a `fit` from there."""
+        state, arrays = self.found.state, self.found.arrays
         self.state.callbacks.follow()
+        if self.found.changes:
+            self._restore_for_new_plan(state, arrays)
+        else:
+            self.state.restore(state, arrays)
+        self.state.set_random(state["random"], arrays)
+
+    def _restore_for_new_plan(self, state: State, arrays: Arrays) -> None:
+        """Restores what doesn't depend on the plan; the stage begins as in a `fit` from there."""
         begun = unpacked(state["clock"]["begun"], arrays)
         gradual, schedule = self.state.clock.gradual, self.state.plan.schedule
         if gradual is not None and schedule is not None:
@@ -173,8 +117,9 @@ class Backups:
 
     @property
     def _epochs_done(self) -> int:
-        assert self.found is not None and self.first_epoch is not None
-        return int(self.found[0].state["epoch"]) - self.first_epoch
+        assert self.found is not None
+        assert self.first_epoch is not None
+        return int(self.found.state["epoch"]) - self.first_epoch
 
     def before_data(self, epoch: int) -> None:
         """Prepares the random generators for the data of an epoch, after all other callbacks."""
@@ -182,7 +127,7 @@ class Backups:
         if self.first_epoch is None:
             self.first_epoch, self.random_first = epoch, self._random_now()
         if self.found is not None:
-            self._continue_epoch(*self.found)
+            self._continue_epoch(self.found.state, self.found.arrays)
         elif self.callback.save_freq != "epoch":
             self.random_of_epoch = self._random_now()
             self._check_skipping()
@@ -192,8 +137,8 @@ class Backups:
         packed = self.state.random(packer)
         return unpacked(packed, [array for _, array in packer.arrays])
 
-    def _continue_epoch(self, manifest: Manifest, arrays: Arrays) -> None:
-        state, iterator = manifest.state, self.state.iterator
+    def _continue_epoch(self, state: State, arrays: Arrays) -> None:
+        iterator = self.state.iterator
         self.done = state["step"]
         is_stream = place_in_data.is_stream(iterator)
         if self.done:
@@ -246,21 +191,23 @@ class Backups:
             )
 
     def end_step(self, batch: int, epoch: int) -> None:
-        """Writes a backup after a step, if one is due."""
+        """Writes a backup after a step, if one is due and the epoch doesn't end here."""
         self.batches += batch + 1 - self.done
         self.done = batch + 1
-        if self.callback.save_freq != "epoch" and self.can_skip and self._is_due:
+        steps = self.state.iterator.num_batches
+        ends = steps is None or self.done >= steps or self.model.stop_training
+        if self.callback.save_freq != "epoch" and self.can_skip and self._is_due and not ends:
             self._write(epoch, self.done, ends_stage=False)
 
     @property
     def _is_due(self) -> bool:
         frequency = self.callback.save_freq
-        return frequency == "epoch" or self.batches >= frequency
+        return frequency == "epoch" or self.batches >= int(frequency)
 
     def end_epoch(self, epoch: int) -> None:
         """Writes a backup after an epoch, if one is due or the stage ends."""
         ends_stage = self.state.clock.ends_as_planned()
-        if self.callback.save_freq == "epoch" or ends_stage or (self._is_due and not self.can_skip):
+        if self._is_due or ends_stage:
             self._write(epoch + 1, 0, ends_stage=ends_stage)
 
     def _write(self, epoch: int, step: int, *, ends_stage: bool) -> None:
@@ -293,7 +240,7 @@ class Backups:
         """Begins the end of the `fit`, before other callbacks do; no epoch may have run."""
         training_values.begin_at(self.model, None)
         if self.found is not None:
-            self.state.callbacks.restore(self.found[0].state["callbacks"], self.found[1])
+            self.state.callbacks.restore(self.found.state["callbacks"], self.found.arrays)
 
     def end(self) -> None:
         """Ends the `fit`."""

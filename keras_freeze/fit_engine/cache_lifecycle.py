@@ -10,6 +10,7 @@ from keras_freeze.errors import LayerMatchError
 from keras_freeze.feature_cache.cache import FeatureCache
 from keras_freeze.feature_cache.cache_stats import CacheStats
 from keras_freeze.feature_cache.cutting.graph_to_cut import CachedModel
+from keras_freeze.feature_cache.cutting.tensors_to_cache import Flags
 from keras_freeze.feature_cache.storage.memory_limit_and_dtype import numpy_dtype
 from keras_freeze.feature_cache.storage.memory_store import MemoryStore
 from keras_freeze.feature_cache.views_cache import ViewsCache
@@ -49,6 +50,7 @@ class CacheLifecycle:
         in_threads: bool = False,
         alone: dict[str, bool],
     ):
+        self.callback = callback
         self.model = model
         self.plan = plan
         self.epochs = epochs
@@ -111,6 +113,35 @@ class CacheLifecycle:
         """
         self.cache.end_epoch(is_complete=is_complete)
         return self.lines.end_epoch(epoch)
+
+    def state(self) -> Any:
+        """Returns what a backup must know of recorded views; features are found or computed."""
+        return self.cache.recorder.state() if isinstance(self.cache, ViewsCache) else None
+
+    def restore(self, state: Any) -> None:
+        """Continues with what `state` returned."""
+        if isinstance(self.cache, ViewsCache) and state is not None:
+            self.cache.recorder.continue_with(state, partial(self._load_views, state["stage"]))
+
+    def _load_views(self, number: int) -> None:
+        """Loads views that were recorded in a stage, and keeps what the running stage needs."""
+        assert isinstance(self.cache, ViewsCache)
+        recorder, running = self.cache.recorder, self.cache.stage
+        if number != running:
+            recorder.follow(number, *self._flags_of(number))
+        recorder.recordings.load(self.iterator.num_batches)
+        if number != running:  # else the folder stays open, for the views that are still to come
+            recorder.follow(running, *self._flags_of(running))
+
+    def _flags_of(self, number: int) -> tuple[Flags, list[Flags]]:
+        """Returns the flags of a stage, and those of the stages after it."""
+        now = flags_now(self.plan.tree) | self.plan.flags[number]
+        return now, [now | flags for flags in self.plan.flags_after(number, self.reached)]
+
+    def flush(self) -> None:
+        """Writes recorded views that wait to be written, as a backup counts on them."""
+        if isinstance(self.cache, ViewsCache) and self.cache.recorder.stored is not None:
+            self.cache.recorder.stored.finish()
 
     def pulled(self) -> float:
         """Returns the seconds that taking batches took within steps, since the last call."""

@@ -22,9 +22,9 @@ class CallbackStates:
     """The attributes of the other callbacks that have changed since the `fit` began.
 
     Saved are numbers, strings, None, arrays, and lists, tuples and dicts of these: the counters of
-    EarlyStopping with its best weights, those of ReduceLROnPlateau and ModelCheckpoint, the History,
-    and what a user's own callback counts. Attributes that haven't changed are the user's settings,
-    which a later process may set differently.
+    EarlyStopping with its best weights, those of ReduceLROnPlateau and ModelCheckpoint, the
+    History, and what a user's own callback counts. Attributes that haven't changed are the user's
+    settings, which a later process may set differently.
 
     Args:
         callback_list: Keras' list of the callbacks of the `fit`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -12,7 +12,12 @@ from keras_freeze.fit_engine.early_stop_warning import warn_of_stop
 from keras_freeze.fit_engine.make_plan import plan_of_callbacks
 from keras_freeze.fit_engine.plan_checks import warn_of_untrained_head
 from keras_freeze.fit_engine.plateau_stage_starts import Triggers, make_triggers
-from keras_freeze.fit_engine.preconditions import at_most_one, check_built, check_optimizer
+from keras_freeze.fit_engine.preconditions import (
+    at_most_one,
+    check_built,
+    check_no_keras_backup,
+    check_optimizer,
+)
 from keras_freeze.fit_engine.reading_time import ReadingTime
 from keras_freeze.fit_engine.run_per_stage_callbacks import Stops
 from keras_freeze.fit_engine.stage_clock import StageClock
@@ -26,6 +31,9 @@ from keras_freeze.keras_internals import (
     step_functions,
     variable_ages,
 )
+
+if TYPE_CHECKING:
+    from keras_freeze.fit_engine.backups import Backups
 
 UNAWARE = (keras.callbacks.History, keras.callbacks.ProgbarLogger)
 
@@ -47,6 +55,7 @@ class Conductor:
 
     def __init__(self, callback_list: Any, model: Any, ours: list[Any]):
         check_optimizer(model)
+        check_no_keras_backup(model, callbacks_of_fit.all_callbacks(callback_list), ours)
         step_functions.build(model, callbacks_of_fit.batch_specification())
         check_built(model, LayerTree(model).leaves)
         self.callback_list = callback_list
@@ -70,6 +79,7 @@ class Conductor:
         # Flags can change between two steps only in the hooks of other callbacks.
         acting = callbacks_of_fit.acting_hooks(callback_list, UNAWARE)
         self.watched = acting if self.recompile else set()
+        self.backups = self._make_backups(ours)
 
     def _make_triggers(self) -> Triggers | None:
         known = callbacks_of_fit.known_logs(self.model, self.callback_list)
@@ -88,8 +98,18 @@ class Conductor:
         args = callback, self.model, self.plan, self.epochs
         return CacheLifecycle(*args, early=early, in_threads=in_threads, alone=alone)
 
+    def _make_backups(self, ours: list[Any]) -> Backups | None:
+        callback = at_most_one([c for c in ours if c.role == "backup"])
+        if callback is None:
+            return None
+        from keras_freeze.fit_engine.make_backups import make_backups  # pydantic takes long
+
+        return make_backups(callback, self, ours)
+
     def begin_epoch(self, epoch: int) -> None:
         """Changes the model to the stage of this epoch."""
+        if self.backups is not None:
+            self.backups.begin_epoch()
         self.stops.begin_epoch()
         if not self.clock.begin_epoch(epoch):
             return
@@ -106,10 +126,13 @@ class Conductor:
             self.clock.number, epoch, *layers, self.rates.logs(), optimizer
         )
         self.stops.begin_stage(self.clock.number)
+        if self.backups is not None:
+            self.backups.state.callbacks.follow()
         if self.triggers is not None:
             self.triggers.enter(self.clock.number)
 
     def _check_first_stage(self) -> None:
+        self.changes.continue_loaded_run(ends_early=bool(self.stops))
         if self.clock.stage is not None:
             self._warn_of_untrained_head()
         if "carry" in self._modes():
@@ -152,7 +175,11 @@ class Conductor:
     def begin_data(self) -> None:
         """Prepares the batches of an epoch, after the hooks of other callbacks."""
         self.rates.tell_of_others(self.clock.number)
+        if self.backups is not None:
+            self.backups.before_data(self.clock.epoch)
         self.announcements.add(self._begin_cache())
+        if self.backups is not None:
+            self.backups.after_cache()
         self.reading.begin_epoch()
 
     def _begin_cache(self) -> str:
@@ -160,8 +187,10 @@ class Conductor:
         arguments = self.changes.step, self.clock.epoch, epochs
         return self.caching.begin_data(*arguments) if self.caching else ""
 
-    def end_step(self) -> None:
+    def end_step(self, batch: int) -> None:
         """Ends a training step."""
+        if self.backups is not None:
+            self.backups.end_step(batch, self.clock.epoch)
         self.reading.end_step(self.caching.pulled() if self.caching is not None else 0.0)
 
     def end_data(self) -> None:
@@ -205,6 +234,11 @@ class Conductor:
             **self.rates.logs(),
         }
 
+    def back_up(self) -> None:
+        """Writes a backup after an epoch, if one is due."""
+        if self.backups is not None:
+            self.backups.end_epoch(self.clock.epoch)
+
     def end(self, logs: dict[str, Any]) -> None:
         """Ends the fit. `logs` are those of the last epoch."""
         if self.caching is not None:
@@ -217,3 +251,5 @@ class Conductor:
             self.triggers.end()
         if self.caching is not None:
             self.caching.cache.close()
+        if self.backups is not None:
+            self.backups.end()

@@ -71,6 +71,10 @@ class First(keras.callbacks.Callback):
         if logs is not None:
             logs.update(self.conductor.logs())
 
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.conductor.backups is not None:
+            self.conductor.backups.begin_end()
+
 
 class Last(keras.callbacks.Callback):
     """Runs after all other callbacks: their changes take effect right before the step."""
@@ -98,7 +102,7 @@ class Last(keras.callbacks.Callback):
             )
         if self.conductor.stops:
             self.conductor.stops.break_off()
-        self.conductor.end_step()
+        self.conductor.end_step(batch)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.conductor.settle(f"from the validation of epoch {self.conductor.clock.epoch + 1}")
@@ -127,6 +131,7 @@ class Last(keras.callbacks.Callback):
         self.conductor.end_data()
         self.conductor.heed_stops()
         self.conductor.rates.keep_original()  # here: a `fit` that raises skips `on_train_end`
+        self.conductor.back_up()
         self.conductor.announcements.show()  # the progress bar is complete
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

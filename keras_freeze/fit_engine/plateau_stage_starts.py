@@ -46,6 +46,19 @@ class Triggers:
         watch = self._waits or self._may_restore
         self.watched = Watched(monitor_of(following)) if following and watch else None
 
+    def state(self) -> dict[str, Any]:
+        """Returns what was seen of the running stage, without the best epoch's values."""
+        seen = self.watched and (self.watched.best, self.watched.epochs, self.watched.wait)
+        return {"epoch": self.epoch, "best_epoch": self.best_epoch, "seen": seen}
+
+    def restore_state(
+        self, epoch: int, best_epoch: int | None, seen: tuple[float | None, int, int] | None
+    ) -> None:
+        """Continues with what `state` returned, in the same stage."""
+        self.epoch, self.best_epoch = epoch, best_epoch
+        if self.watched is not None and seen is not None:
+            self.watched.best, self.watched.epochs, self.watched.wait = seen
+
     @property
     def _following(self) -> Stage | None:
         is_last = self.number >= len(self.schedule)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_freeze.errors import FreezeError, ScheduleError
+from keras_freeze.keras_internals import training_values
 
 
 def check_optimizer(model: Any) -> None:
@@ -16,6 +17,32 @@ def check_optimizer(model: Any) -> None:
             "`model` must be compiled with a Keras optimizer. "
             "Use model.compile(optimizer='adam', ...). "
             f"Received: optimizer={model.optimizer!r}"
+        )
+
+
+def check_no_keras_backup(model: Any, callbacks: list[Any], ours: list[Any]) -> None:
+    """Raises `FreezeError` if Keras' BackupAndRestore would save a run with stages.
+
+    Its `on_train_begin` may have been called already, and Keras never forgets the epoch that it
+    sets. So that the next `fit` begins with its own epoch, it is forgotten here.
+
+    Args:
+        model: the model that is fitted.
+        callbacks: all callbacks of the `fit`.
+        ours: the public callbacks of keras_freeze among them.
+    """
+    stages = [type(each).__name__ for each in ours if each.role in ("freeze", "schedule")]
+    others = [getattr(each, "callback", each) for each in callbacks]  # PerStage holds another one
+    theirs = [each for each in others if isinstance(each, keras.callbacks.BackupAndRestore)]
+    if stages and theirs:
+        training_values.begin_at(model, None)
+        raise FreezeError(
+            f"keras.callbacks.BackupAndRestore can't be used with {stages[0]}. It restores weights "
+            "before the layers of the running stage are unfrozen, so the optimizer's slots are "
+            "skipped, or those of other layers are loaded. Use keras_freeze.BackupAndRestore, "
+            "which takes the same arguments. If there was a backup, Keras has loaded its weights "
+            "into the model by now: build the model anew. "
+            f"Received: backup_dir={theirs[0].backup_dir!r}"
         )
 
 

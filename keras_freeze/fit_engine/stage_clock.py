@@ -20,6 +20,7 @@ class StageClock:
         epoch: the running epoch.
         number: number of the running stage, -1 before the first epoch.
         before: number of the stage before it, -1 if there was none in this fit.
+        loaded: number of the stage that ran last before a fit that continues a loaded run, else -1.
         begun: epochs of stages that began at another epoch than the schedule's, by number.
     """
 
@@ -27,7 +28,7 @@ class StageClock:
         self.plan = plan
         self.gradual = gradual
         self.epoch = 0
-        self.number = self.before = -1
+        self.number = self.before = self.loaded = -1
         self.begun: dict[int, int] = {}
 
     def begin_epoch(self, epoch: int) -> bool:
@@ -42,6 +43,13 @@ class StageClock:
             return False
         self.before, self.number = self.number, number
         return True
+
+    def continue_from(self, epoch: int, number: int, before: int, begun: dict[int, int]) -> None:
+        """Continues as after an epoch, or within one, of an earlier process."""
+        self.epoch, self.number, self.before = epoch, number, before
+        self.begun |= begun
+        if self.gradual is not None:
+            self.gradual.begun = self.begun
 
     def _recorded(self) -> dict[int, int]:
         """Returns when stages began in an earlier fit. JSON converts the numbers to strings."""
@@ -60,13 +68,18 @@ class StageClock:
         return self.before < 0
 
     @property
+    def last(self) -> int:
+        """Number of the stage before, in this fit or in the run that it continues; -1 if none."""
+        return self.loaded if self.is_first else self.before
+
+    @property
     def stage(self) -> Stage | None:
         """The running stage; None before the first one of the schedule."""
         return self.plan.stage(self.number)
 
     def passed(self) -> list[Stage]:
         """Returns the skipped stages and the stage that begins."""
-        first = self.number if self.is_first else self.before + 1
+        first = self.number if self.last < 0 else self.last + 1
         found = [self.plan.stage(each) for each in range(first, self.number + 1)]
         return [stage for stage in found if stage is not None]
 

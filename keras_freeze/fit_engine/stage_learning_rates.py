@@ -41,7 +41,8 @@ class StageLearningRates:
         self.has_base_rates = any(
             stage.base_learning_rate is not None for stage in plan.schedule or ()
         )
-        self._after(range(1, len(plan.schedule or ()) + 1), compiled, compiled)
+        if not optimizer_rebuild.is_loaded(model.optimizer):
+            self._check(compiled)
 
     def set_rates(self, number: int, before: int) -> bool:
         """Sets the rate of a stage.
@@ -57,6 +58,7 @@ class StageLearningRates:
         original = self.original()
         if before < 0:  # a callback may have replaced the optimizer
             self.shares = [None] * len(original)
+            self._check(original)
         now = original if before < 0 else learning_rates.rates_of(self.model.optimizer)
         wanted, self.shares = self._after(range(max(before, 0) + 1, number + 1), now, original)
         made = learning_rates.rates_of(self.model.optimizer) != wanted
@@ -75,9 +77,28 @@ class StageLearningRates:
             stage = self.plan.stage(number)
             if stage is not None:
                 now, shares = stage_rates(
-                    stage, number, now, shares, original, resets=self.mode(stage) == "reset"
+                    stage, number, now, shares, original, resets=self.resets(stage)
                 )
+                now = list(map(learning_rates.stored, now))
         return now, shares
+
+    def _check(self, compiled: list[Any]) -> None:
+        """Raises if the rates of a stage can't be computed."""
+        self._after(range(1, len(self.plan.schedule or ()) + 1), compiled, compiled)
+
+    def resets(self, stage: Stage) -> bool:
+        """Returns True if a stage resets the optimizer."""
+        return self.mode(stage) == "reset"
+
+    def continue_from(self, original: list[Any], shares: learning_rates.Shares) -> None:
+        """Continues a loaded run, whose optimizer has the rates of the stage that ran last.
+
+        Args:
+            original: the compiled rates.
+            shares: the base's shares in that stage.
+        """
+        self.rated, self._original, self.shares = self.model.optimizer, original, shares
+        learning_rates.set_original(self.rated, original)
 
     def logs(self) -> dict[str, float]:
         """Returns the rates now, with the base's if any stage sets one for it."""
@@ -95,6 +116,31 @@ class StageLearningRates:
     def keep_original(self) -> None:
         """Saves the original rates, so that the next `fit` begins with them."""
         learning_rates.keep_original(self.model.optimizer, self.original())
+
+    def state(self) -> dict[str, list[Any]]:
+        """Returns the rates for a backup; those that aren't numbers follow from the plan."""
+        now = learning_rates.rates_of(self.model.optimizer)
+        return {
+            "original": [rate if isinstance(rate, float) else None for rate in self.original()],
+            "now": [rate if isinstance(rate, float) else None for rate in now],
+            "shares": list(self.shares),
+        }
+
+    def restore(self, number: int, state: dict[str, list[Any]]) -> None:
+        """Continues with what `state` returned, in the stage of that number."""
+        given = zip(self.original(), state["original"], strict=True)
+        self._original = [now if rate is None else rate for now, rate in given]
+        self.set_rates(number, -1)  # rates that aren't numbers
+        self.shares = list(state["shares"])
+        self.set_now = None
+        self.assign(state)
+
+    def assign(self, state: dict[str, list[Any]]) -> None:
+        """Assigns the rates that are numbers."""
+        rates = zip(learning_rates.rates_of(self.model.optimizer), state["now"], strict=True)
+        learning_rates.set_rates(
+            self.model.optimizer, [now if rate is None else rate for now, rate in rates]
+        )
 
     def tell_of_others(self, number: int) -> None:
         """Warns once if another callback set the rate in the same epoch as a stage."""
@@ -125,7 +171,7 @@ class StageLearningRates:
         multipliers = multipliers_of(
             self.plan,
             number,
-            lambda stage: self.mode(stage) == "reset",
+            self.resets,
             lambda variable: shares.get(id(variable)),
         )
         passed = range(before + 1 if before >= 0 else number, number + 1)

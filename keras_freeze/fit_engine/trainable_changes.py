@@ -10,6 +10,8 @@ from keras_freeze.errors import warn
 from keras_freeze.fit_engine.ages_after_loading import find_ages
 from keras_freeze.fit_engine.cache_lifecycle import CacheLifecycle
 from keras_freeze.fit_engine.collect_stage_report import trainable_layers
+from keras_freeze.fit_engine.past_stages import find_past
+from keras_freeze.fit_engine.rates_after_loading import find_rates
 from keras_freeze.fit_engine.stage_clock import StageClock
 from keras_freeze.fit_engine.stage_learning_rates import StageLearningRates
 from keras_freeze.fit_engine.trainable_plan import Plan
@@ -69,6 +71,21 @@ class TrainableChanges:
         self.step = GuardedStep(model, plan.tree, plan.base_leaves, self._find_server)
         self.order: Any = None  # order of the variables in the values of the running epoch
 
+    def continue_loaded_run(self, *, ends_early: bool) -> None:
+        """Finds ages, rates and warm-ups if this fit continues a run of another process.
+
+        Args:
+            ends_early: whether other callbacks end stages, see `PerStage`.
+        """
+        clock, rates = self.clock, self.rates
+        past = find_past(self.model, self.plan, clock, rates.mode, ends_early=ends_early)
+        if past is None:
+            return
+        clock.loaded = past.last
+        self.step.multipliers = find_ages(self.model, past)
+        loaded = learning_rates.rates_of(self.model.optimizer)
+        rates.continue_from(*find_rates(self.plan, past.last, loaded, rates.resets))
+
     def enter_stage(self, *, restored: bool) -> Entered:
         """Changes the model to the stage that begins.
 
@@ -80,28 +97,32 @@ class TrainableChanges:
         modes = {self.rates.mode(each) for each in clock.passed()}
         mode = "reset" if "reset" in modes else self.rates.mode(clock.stage)
         step_functions.sync(self.model)
-        if first:
-            find_ages(self.model, self.plan, clock.epoch, clock.begun, self.rates.mode)
         with self._all_or_nothing():
             trained_before = set(map(id, self.model.trainable_variables))
             changed = apply_flags(self.plan.tree, self.plan.flags[number])
             # A fit that continues in the middle of a stage keeps the state of the optimizer.
             begins = clock.begins() or clock.epoch == 0
             others = trained_before != set(map(id, self.model.trainable_variables))
-            reset = mode == "reset" and (not first or (begins and others))
-            new_functions = self.rates.set_rates(number, clock.before)
+            due = begins and (others or clock.epoch > 0)
+            reset = mode == "reset" and (not first or due)
+            new_functions = self.rates.set_rates(number, clock.last)
             # Another callback may have set the flags of this stage already.
             stale = not step_functions.is_in_step(self.model)
             made = changed or reset or new_functions or stale or restored
             if made:
                 mode_now = "reset" if reset else "carry"
-                step_functions.take_effect(self.model, mode_now, in_fit=not first)
+                step_functions.take_effect(self.model, mode_now, in_fit=clock.last >= 0)
             new_multipliers = self._set_multipliers()
             if made:
                 self._note_change()
             elif first or new_multipliers:
                 self.refresh(made=False)
         return Entered(before, mode)
+
+    def note_restored(self) -> None:
+        """Adapts the step functions to flags and an optimizer that a backup has restored."""
+        step_functions.make_train_function(self.model)
+        self._note_change()
 
     def take_up(self, mode: str) -> bool:
         """Makes another callback's change take effect; returns False if there is none.
@@ -134,7 +155,7 @@ class TrainableChanges:
     def _set_multipliers(self) -> bool:
         """Sets the learning-rate multiplier of each variable; returns True if any changed."""
         clock, now = self.clock, self.step.multipliers
-        new = self.rates.multipliers(clock.number, clock.before, now, begins=clock.begins())
+        new = self.rates.multipliers(clock.number, clock.last, now, begins=clock.begins())
         changed, self.step.multipliers = new != now, new
         return changed
 

@@ -51,6 +51,31 @@ class Snapshot:
         for member, steps in since:
             _grow_younger(member, steps)
 
+    def state(self, places: dict[int, int]) -> dict[str, Any]:
+        """Returns the copy as plain values and arrays, for a backup.
+
+        Args:
+            places: the place of each weight, by the id of the variable.
+        """
+        slots = _slots(self.model)
+        known = {id(variable) for variable in slots} == set(self.slots)
+        return {
+            "weights": [(places[id(variable)], value) for variable, value in self.weights],
+            "slots": [self.slots[id(variable)][1] for variable in slots] if known else None,
+            "updates": self.updates,
+        }
+
+
+def snapshot_of(model: Model, weights: list[Variable], state: dict[str, Any]) -> Snapshot:
+    """Returns the copy whose `state` this is; `weights` are those of the model, in its order."""
+    snapshot = Snapshot(model, set(map(id, model.variables)))
+    snapshot.weights = [(weights[place], value) for place, value in state["weights"]]
+    snapshot.updates = list(state["updates"])
+    slots = _slots(model) if state["slots"] is not None else []
+    values = zip(slots, state["slots"] or (), strict=True)
+    snapshot.slots = {id(variable): (variable, value) for variable, value in values}
+    return snapshot
+
 
 def _window(optimizer: Any, steps: int) -> list[Variable]:
     """Returns the accumulated gradients, if the snapshot was taken elsewhere in its window.

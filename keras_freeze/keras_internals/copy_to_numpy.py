@@ -17,10 +17,19 @@ def to_numpy(value: Any) -> Array:
     `keras.ops.convert_to_numpy` would raise a DeprecationWarning of NumPy 2, as `__array__` of
     variables, and of tensors of TensorFlow and PyTorch, has no `copy` argument.
     """
+    return np.array(_as_array(value))
+
+
+def as_numpy(value: Any) -> Array:
+    """Returns the value as an array that may share its memory: use it before the next step."""
+    return np.asarray(_as_array(value))
+
+
+def _as_array(value: Any) -> Any:
     value = keras.ops.convert_to_tensor(value) if isinstance(value, keras.Variable) else value
     if hasattr(value, "detach"):
         value = _of_torch(value.detach().cpu())
-    return np.array(value.numpy() if hasattr(value, "numpy") else value)
+    return value.numpy() if hasattr(value, "numpy") else value
 
 
 def _of_torch(tensor: Any) -> Any:

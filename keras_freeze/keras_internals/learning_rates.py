@@ -6,11 +6,13 @@ Private names of `keras.optimizers.Optimizer` used here were tried on Keras 3.12
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_freeze.errors import ScheduleError
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
@@ -35,6 +37,34 @@ def original_rates(optimizer: Optimizer) -> list[Rate]:
     now = rates_of(optimizer)
     original, set_last = _CHANGED.get(optimizer, (now, now))
     return original if now == set_last else now
+
+
+def set_original(optimizer: Optimizer, original: list[Rate]) -> None:
+    """Sets what `original_rates` returns, for an optimizer that was loaded with other rates."""
+    _CHANGED[optimizer] = (original, rates_of(optimizer))
+
+
+def stored(rate: Rate) -> Rate:
+    """Returns a rate as an optimizer stores it: numbers are rounded to `floatx`."""
+    return float(np.asarray(rate, keras.backend.floatx())) if isinstance(rate, float) else rate
+
+
+def before_factors(rate: Rate, factors: list[float]) -> Rate:
+    """Returns the rate that was multiplied by factors, one after the other.
+
+    Several numbers may round to the same product. Rates are mostly written by hand, so the one
+    with the fewest digits is returned.
+    """
+    if not factors:
+        return rate
+    quotient = rate / math.prod(factors)
+    for digits in range(1, 18):
+        short = product = stored(float(f"{quotient:.{digits}g}"))
+        for factor in factors:
+            product = stored(product * factor)
+        if product == rate:
+            return short
+    return quotient
 
 
 def changed(now: list[Rate], wanted: Any, stage: str) -> list[Rate]:

@@ -48,6 +48,11 @@ def leaves(optimizer: Optimizer) -> list[Optimizer]:
     return [member for member in family(optimizer) if len(family(member)) == 1]
 
 
+def is_loaded(optimizer: Optimizer) -> bool:
+    """True for a trained optimizer that no fit of ours has used, as after `load_model`."""
+    return any(map(variable_ages.is_unknown, leaves(optimizer)))
+
+
 def is_built_on(optimizer: Optimizer, variables: list[Variable]) -> bool:
     """True if the optimizer holds exactly `variables`, in this order."""
     held = optimizer._trainable_variables if optimizer.built else []

@@ -5,12 +5,14 @@ data were read. So a later process can read to the same place, if the order is r
 
 Private names used here were tried on Keras 3.12.0 and 3.15.1: `EpochIterator._enumerate_iterator`,
 `_num_batches`; `ArrayDataAdapter._shuffle`; `TFDatasetAdapter._dataset`;
-`TFEpochIterator._distributed_dataset`; `PyDatasetAdapter.py_dataset`, `enqueuer`, `shuffle`; of TensorFlow 2.21:
-`context.global_seed`, `Dataset._inputs`, `_seed`, `_seed2` of a shuffled dataset.
+`TFEpochIterator._distributed_dataset`; `PyDatasetAdapter.py_dataset`, `enqueuer`, `shuffle`; of
+TensorFlow 2.21: `Dataset._inputs`, and `_reshuffle_each_iteration`, `_seed`, `_seed2` of a shuffled
+dataset.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,9 +29,8 @@ def not_reproducible(iterator: Any) -> str:
     """Returns why the order of an epoch can't be repeated in another process; "" if it can."""
     adapter = iterator.data_adapter
     if getattr(adapter, "_shuffle", False) and hasattr(iterator, "_distributed_dataset"):
-        from tensorflow.python.eager import context
-
-        if context.global_seed() is None:
+        order = f"{__package__}.epoch_order.on_tensorflow"
+        if not importlib.import_module(order).has_seed():
             return f"TensorFlow shuffles the arrays without a seed. {SEED} the model is built"
     if getattr(adapter, "enqueuer", None) is not None and adapter.shuffle:
         return "the batches of a PyDataset with workers are shuffled in another thread"
@@ -44,9 +45,9 @@ def _is_shuffled_unseeded(dataset: Any) -> bool:
     if not hasattr(dataset, "_inputs"):
         return False
     seeds = [getattr(dataset, name, None) for name in ("_seed", "_seed2")]
-    if hasattr(dataset, "_reshuffle_each_iteration") and None not in seeds:
-        if not any(int(to_numpy(seed)) for seed in seeds):
-            return True
+    shuffles = hasattr(dataset, "_reshuffle_each_iteration") and None not in seeds
+    if shuffles and not any(int(to_numpy(seed)) for seed in seeds):
+        return True
     return any(map(_is_shuffled_unseeded, dataset._inputs()))
 
 
@@ -66,10 +67,9 @@ def pass_epochs(iterator: Any, epochs: int) -> None:
         epochs: number of epochs that an earlier process has trained.
     """
     adapter = iterator.data_adapter
-    own = getattr(adapter, "py_dataset", None)
-    for _ in range(epochs if own is not None else 0):
-        own.on_epoch_begin()
-        own.on_epoch_end()
+    for _ in range(epochs if hasattr(adapter, "py_dataset") else 0):
+        adapter.py_dataset.on_epoch_begin()
+        adapter.py_dataset.on_epoch_end()
     if type(adapter).__name__ != "TFDatasetAdapter":
         return
     dataset = getattr(iterator, "_distributed_dataset", None)
@@ -89,7 +89,7 @@ def begin_later(iterator: Any, steps: int, epochs: int, then: Callable[[], None]
         iterator: Keras' epoch iterator, as it is used by a cache, if there is one.
         steps: steps of the epoch that are done.
         epochs: whole epochs to read first, of a stream.
-        then: called before the first batch that isn't skipped.
+        then: called after the last batch that is skipped.
     """
     begin = iterator._enumerate_iterator
 
@@ -112,17 +112,17 @@ def put_back(iterator: Any) -> None:
 def _rest(
     items: Iterator[tuple[int, int, Any]], steps: int, then: Callable[[], None]
 ) -> Iterator[tuple[int, int, Any]]:
-    waiting = True
-    for item in items:
-        left = _skipped(item, steps) if item[0] < steps else item
-        if left is None:
-            continue
-        if waiting:
-            then()
-            waiting = False
-        yield left
-    if waiting:
+    """Yields the items of an epoch without its first steps."""
+    if not steps:
         then()
+    for item in items:
+        left: tuple[int, int, Any] | None = item
+        if item[0] < steps:
+            left = _skipped(item, steps)
+            if item[1] + 1 >= steps:
+                then()  # before Keras draws random numbers at the end of the data
+        if left is not None:
+            yield left
 
 
 def _skipped(item: tuple[int, int, Any], steps: int) -> tuple[int, int, Any] | None:

@@ -4,8 +4,9 @@ Random layers have generators of their own, whose states are variables of the mo
 the others: of Python, NumPy and PyTorch, from which Keras draws the order of rows, and Keras' own
 global generator, for random functions without a seed.
 
-Private names used here were tried on Keras 3.12.0 and 3.15.1: the global attribute
-"global_seed_generator"; `TorchDataLoaderAdapter._dataloader`.
+Private names used here were tried on Keras 3.12.0 and 3.15.1: in the module of `SeedGenerator`,
+`global_seed_generator`, `global_state`, `GLOBAL_SEED_GENERATOR`;
+`TorchDataLoaderAdapter._dataloader`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
-from keras.src.backend.common import global_state
 
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 
+_SEEDS = sys.modules[keras.random.SeedGenerator.__module__]
 States = dict[str, Any]  # numbers and arrays, by the name of the generator
 
 
@@ -35,9 +37,8 @@ def random_states(iterator: Any) -> States:
         "python": [version, np.asarray(numbers, np.uint32), gauss],
         "numpy": [name, np.asarray(keys), position, has_gauss, cached],
     }
-    keras_own = global_state.get_global_attribute("global_seed_generator")
-    if keras_own is not None:
-        states["keras"] = to_numpy(keras_own.state)
+    if _has_global_generator():
+        states["keras"] = to_numpy(_SEEDS.global_seed_generator().state)
     torch = sys.modules.get("torch")
     if torch is not None:
         states["torch"] = torch.get_rng_state().numpy()
@@ -47,19 +48,19 @@ def random_states(iterator: Any) -> States:
     return states
 
 
+def _has_global_generator() -> bool:
+    """True if Keras has made its global generator, which draws a seed from Python's."""
+    found = _SEEDS.global_state.get_global_attribute(_SEEDS.GLOBAL_SEED_GENERATOR)
+    return found is not None
+
+
 def set_random_states(states: States, iterator: Any) -> None:
     """Sets the generators to what `random_states` returned."""
+    if "keras" in states:  # first: to make the generator draws a number
+        _SEEDS.global_seed_generator().state.assign(states["keras"])
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     np.random.set_state(tuple(states["numpy"]))
-    if "keras" in states:
-        generator = global_state.get_global_attribute("global_seed_generator")
-        if generator is None:
-            # Imported here: Keras makes it when it is first needed.
-            from keras.src.random.seed_generator import global_seed_generator
-
-            generator = global_seed_generator()
-        generator.state.assign(states["keras"])
     torch = sys.modules.get("torch")
     if torch is None or "torch" not in states:
         return

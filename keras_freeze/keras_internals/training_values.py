@@ -12,7 +12,7 @@ from typing import Any
 from keras_freeze.graph.layer_tree import LayerTree, own_states, own_variables
 from keras_freeze.keras_internals import step_functions, variable_ages
 from keras_freeze.keras_internals.callbacks_of_fit import batch_specification
-from keras_freeze.keras_internals.copy_to_numpy import to_numpy
+from keras_freeze.keras_internals.copy_to_numpy import as_numpy
 from keras_freeze.keras_internals.optimizer_rebuild import family, leaves
 
 Model = Any
@@ -73,8 +73,8 @@ def set_births(model: Model, found: list[list[int]]) -> None:
 
 
 def values(variables: list[Variable]) -> list[Any]:
-    """Returns copies of the values, as NumPy arrays."""
-    return [to_numpy(variable) for variable in variables]
+    """Returns the values as NumPy arrays, which may share the variables' memory."""
+    return [as_numpy(variable) for variable in variables]
 
 
 def assign(variables: list[Variable], arrays: list[Any]) -> None:

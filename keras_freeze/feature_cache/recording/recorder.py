@@ -64,6 +64,8 @@ class Recorder:
         self.steps = TrainingSteps(self.recordings, self.batches, stats, model, backend, self.stop)
         self.part: GraphPrefix | LayerPrefix | None = None  # the last part that was served
         self.is_on = True
+        self.stage = 0
+        self.home: dict[str, Any] = {"stage": 0, "folder": None}  # where the views are kept
         self.layers: list[Any] = []  # of the prefix
         self.epoch = self.changed_at = 0  # epochs that have begun; when frozen weights changed
 
@@ -74,6 +76,7 @@ class Recorder:
 
     def follow(self, stage: int, now: Flags, later: Sequence[Flags]) -> None:
         """Moves the cut to its place in a stage; the arguments are those of `FeatureCache`."""
+        self.stage = stage
         if self.is_on:
             self._follow_weights()  # before fingerprints of the new stage are taken
         self.steps.begin_stage(None)
@@ -121,7 +124,11 @@ class Recorder:
         self.epoch += 1
         if self.is_on:
             self._follow_weights()
+            is_new = not self.recordings.views
             self.recordings.begin_epoch(left, iterator.num_batches)
+            if is_new:
+                folder = None if self.stored is None else self.stored.name
+                self.home = {"stage": self.stage, "folder": folder}
         self.steps.begin_epoch(iterator, epochs)
 
     def _follow_weights(self) -> None:
@@ -140,6 +147,29 @@ class Recorder:
                 self.stored.folder = None  # its fingerprint is another one now
             self.steps.groups.forget()
             self._look_at_weights()
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a backup needs to continue with the next epoch."""
+        return self.recordings.state() | self.home
+
+    def continue_with(self, state: dict[str, Any], begin_home: Callable[[], None]) -> None:
+        """Continues with what `state` returned, in a stage that has begun.
+
+        Args:
+            state: what another process has recorded.
+            begin_home: begins the stage in which the views were recorded, and then this one again.
+        """
+        self.recordings.findable = state["views"]
+        if self.is_on and state["views"] and state["folder"] is None:
+            tell(
+                "records views anew, as those in memory are gone, so this run isn't the one that "
+                "was interrupted. To find them again, pass `directory` and `data`."
+            )
+        elif self.is_on and state["views"] and self.stored is not None:
+            self.stored.known = state["folder"]
+            begin_home()
+        self.home = {"stage": state["stage"], "folder": state["folder"]}
+        self.recordings.restore(state)
 
     def end_epoch(self, *, is_complete: bool) -> None:
         """Ends an epoch, after its validation; False if a callback ended it early."""

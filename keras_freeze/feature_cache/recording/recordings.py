@@ -54,6 +54,7 @@ class Recordings:
         self.backend = backend
         self.random: Any = None
         self.is_told = False
+        self.findable = views  # how many stored views may be taken
         self.room = room
         self.rows_of_epoch = 0
         self.drop()
@@ -101,11 +102,11 @@ class Recordings:
         self._count()
         return bool(views)
 
-    def _load(self, num_batches: int | None) -> None:
+    def load(self, num_batches: int | None) -> None:
         """Takes stored views, as far as memory holds them."""
         if self.stored is None or self.views or not self.stored.find(num_batches):
             return
-        while len(self.views) < self.wanted:
+        while len(self.views) < min(self.wanted, self.findable):
             view = View(self.room() - self.stats.bytes, self.backend, self.tables)
             if not self.stored.load(len(self.views), view):
                 return
@@ -123,7 +124,7 @@ class Recordings:
             num_batches: number of batches in an epoch, if known.
         """
         self.current = self.replayed = None
-        self._load(num_batches)
+        self.load(num_batches)
         is_kept = self.stored is not None and self.stored.folder is not None
         if self.views and len(self.views) >= self.wanted:
             self.replayed = self.views[self.epoch % self.wanted]
@@ -131,6 +132,21 @@ class Recordings:
         elif self.wanted and (self.views or is_kept or left is None or left > self.wanted):
             self.current = View(self.room() - self.stats.bytes, self.backend, self.tables)
         self.epoch += 1
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a backup needs to continue with the next epoch."""
+        drawn = None if self.random is None else self.random.bit_generator.state
+        return {"epoch": self.epoch, "random": drawn, "views": len(self.views)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues with what `state` returned; the views come from the directory.
+
+        A view that was written after the backup is recorded again: its epoch is trained again.
+        """
+        self.epoch = state["epoch"]
+        if state["random"] is not None:
+            self.random = np.random.default_rng()
+            self.random.bit_generator.state = state["random"]
 
     def order(self, view: View) -> list[Array]:
         """Returns the row numbers of the batches of a replayed epoch."""

@@ -44,6 +44,7 @@ class StoredViews:
         self.folder: FeatureFolder | None = None
         self.waiting: list[tuple[Path, ViewFile]] = []  # their rows may not be written yet
         self.told = False
+        self.known: str | None = None  # name of the folder to use next, whatever the fingerprint
         self.begin_stage(None, None)
 
     def begin_stage(self, choice: ChosenCut | None, dtype: Any) -> None:
@@ -87,7 +88,7 @@ class StoredViews:
         self.num_batches = num_batches
         try:
             self.print = self._fingerprint(num_batches)
-            name = self.print.hex()
+            name, self.known = self.known or self.print.hex(), None
             self.folder = self.opened.get(name) or self.directory.open(name, self._about(), self)
             self.opened[name] = self.folder
         except UnknownContentError as error:
@@ -95,6 +96,11 @@ class StoredViews:
         except OSError as error:
             self._decline(f"its files can't be checked: {error}")
         return self.folder is not None
+
+    @property
+    def name(self) -> str | None:
+        """The name of the folder of the running stage; None if it has none."""
+        return None if self.folder is None else self.folder.path.name
 
     def _about(self) -> About:
         assert self.part is not None

@@ -15,6 +15,11 @@ from tensorflow.python.eager import context
 Array = np.ndarray[Any, Any]
 
 
+def has_seed() -> bool:
+    """Returns True if `tf.random.set_seed` was called: another process has the same orders then."""
+    return context.global_seed() is not None
+
+
 def shuffled(count: int) -> Callable[[], Array]:
     """Returns a function that returns the shuffled row numbers of an epoch.
 
@@ -29,7 +34,7 @@ def shuffled(count: int) -> Callable[[], Array]:
         # Both operations count for the seed of the second one.
         return tf.random.shuffle(tf.range(count, dtype=tf.int64))
 
-    if context.global_seed() is None:
+    if not has_seed():
         return lambda: np.asarray(permutation(None))
     dataset = tf.data.Dataset.range(1).map(permutation).prefetch(1)
     known: list[Array] = []
