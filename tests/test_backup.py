@@ -265,6 +265,7 @@ def pipeline(**shuffle: Any) -> Any:
 def loader(*, own: bool) -> Any:
     torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(4) if own else None
+    torch.manual_seed(7)  # on other backends, `set_random_seed` leaves it alone
     rows = torch.utils.data.TensorDataset(*map(torch.from_numpy, data(26)))
     return torch.utils.data.DataLoader(rows, batch_size=5, shuffle=True, generator=generator)
 
@@ -282,6 +283,7 @@ FEEDS = {
     "generator": lambda: {"x": stream(), "steps_per_epoch": STEPS},
     "tf.data": lambda: {"x": pipeline()},
     "tf.data, seed": lambda: {"x": pipeline(seed=2)},
+    "tf.data, unknown length": lambda: {"x": pipeline(seed=2).filter(lambda *rows: True)},
     "tf.data, repeated": lambda: {"x": pipeline(seed=2).repeat(), "steps_per_epoch": 4},
     "DataLoader": lambda: {"x": loader(own=False)},
     "DataLoader, own generator": lambda: {"x": loader(own=True)},
@@ -299,6 +301,21 @@ def test_every_kind_of_data(feed, save_freq, tmp_path):
     run = Run(tmp_path / "cut", feed=FEEDS[feed], backup={"save_freq": save_freq})
     cuts = [Cutter(step=STEPS + 3), Cutter(step=STEPS * 2 + 3)]
     assert_same(result, continued(run, *cuts))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_workers_that_read_ahead_are_told_of(shuffle, tmp_path, capsys):
+    def feed() -> dict[str, Any]:
+        rows = Shuffled()
+        rows.workers = 2
+        return {"x": rows, "shuffle": shuffle}
+
+    run = Run(tmp_path, feed=feed, backup={"save_freq": 4, "verbose": 1})
+    with pytest.warns(UserWarning, match="read some batches of the next epoch ahead"):
+        assert run.train(Cutter(step=STEPS + 3)) is None
+    run.backup["save_freq"] = "epoch"
+    assert run.train().epoch == list(range(EPOCHS))
+    assert "The data come in another order" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras runs one step a call on PyTorch")
@@ -378,7 +395,7 @@ def test_a_view_that_is_newer_than_the_backup_is_recorded_again(tmp_path, monkey
 def test_views_in_memory_are_recorded_anew_and_that_is_said(tmp_path):
     run = Run(tmp_path, others=lambda: [BottleneckCache(views=2, verbose=0)])
     assert run.train(Cutter(step=STEPS * 3)) is None
-    with pytest.warns(UserWarning, match="records views anew.*pass `directory` and `data`"):
+    with pytest.warns(UserWarning, match="records 2 of 2 views anew.*`directory` and `data`"):
         assert run.train().epoch == list(range(EPOCHS))
 
 

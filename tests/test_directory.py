@@ -91,7 +91,7 @@ def is_open(path: Path) -> bool:
     mapped = [each.path for each in process.memory_maps()] if sys.platform == "linux" else []
     threads = [thread.name for thread in threading.enumerate()]
     is_there = any(name.startswith(str(path)) for name in [*opened, *mapped])
-    return is_there or "keras_freeze writer" in threads
+    return is_there or f"keras_freeze writer of {path}" in threads
 
 
 # Blocks

@@ -37,9 +37,10 @@ class BackupAndRestore(PublicCallback):
         double_checkpoint: whether to keep the last two backups. If the last one is damaged, the
             run continues from the one before it.
         delete_checkpoint: whether to remove the backup at the end of `fit`.
-        on_change: what to do if the schedule, the optimizer or the data have changed since the
-            backup. `"error"` = raises an error that says what differs; `"restart_stage"` =
-            continues with the new ones from the beginning of the stage that was running.
+        on_change: what to do if the schedule or the optimizer has changed since the backup, or,
+            within an epoch, its number of steps. `"error"` = raises an error that says what
+            differs; `"restart_stage"` = continues with the new ones from the beginning of the stage
+            that was running.
         verbose: 0 = silent, 1 = prints where a run continues.
 
     Raises:

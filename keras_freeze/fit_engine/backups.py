@@ -128,6 +128,8 @@ class Backups:
             self.first_epoch, self.random_first = epoch, self._random_now()
         if self.found is not None:
             self._continue_epoch(self.found.state, self.found.arrays)
+            if why := place_in_data.not_reproducible(self.state.iterator):
+                self._print(f"The data come in another order than before the interruption: {why}")
         elif self.callback.save_freq != "epoch":
             self.random_of_epoch = self._random_now()
             self._check_skipping()
@@ -182,12 +184,12 @@ class Backups:
             return
         why = place_in_data.not_reproducible(self.state.iterator)
         if self.keeps_views:
-            why = "BottleneckCache(views=...) records and replays whole epochs"
+            why = "BottleneckCache(views=...) records and replays whole epochs."
         if why:
             self.can_skip = False
             warn(
                 f"BackupAndRestore(save_freq={self.callback.save_freq}) makes backups at the end "
-                f"of an epoch only, as an epoch can't be continued in the middle: {why}."
+                f"of an epoch only, as an epoch can't be continued in the middle: {why}"
             )
 
     def end_step(self, batch: int, epoch: int) -> None:

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
+
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.keras_internals.group_batches import Group
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import FedBatches
@@ -31,13 +33,20 @@ def not_reproducible(iterator: Any) -> str:
     if getattr(adapter, "_shuffle", False) and hasattr(iterator, "_distributed_dataset"):
         order = f"{__package__}.epoch_order.on_tensorflow"
         if not importlib.import_module(order).has_seed():
-            return f"TensorFlow shuffles the arrays without a seed. {SEED} the model is built"
-    if getattr(adapter, "enqueuer", None) is not None and adapter.shuffle:
-        return "the batches of a PyDataset with workers are shuffled in another thread"
+            return f"TensorFlow shuffles the arrays without a seed. {SEED} the model is built."
+    if getattr(adapter, "enqueuer", None) is not None and _changes(adapter):
+        return "the workers of a PyDataset read some batches of the next epoch ahead."
     dataset = getattr(adapter, "_dataset", None)
     if dataset is not None and "tensorflow" in sys.modules and _is_shuffled_unseeded(dataset):
-        return f"the pipeline's shuffle() has no seed. {SEED} it is made, or pass `seed` to it"
+        return f"the pipeline's shuffle() has no seed. {SEED} it is made, or pass `seed` to it."
     return ""
+
+
+def _changes(adapter: Any) -> bool:
+    """True if a PyDataset has other batches, or another order of them, in each epoch."""
+    own, plain = type(adapter.py_dataset), keras.utils.PyDataset
+    hooks = ("on_epoch_begin", "on_epoch_end")
+    return adapter.shuffle or any(getattr(own, hook) is not getattr(plain, hook) for hook in hooks)
 
 
 def _is_shuffled_unseeded(dataset: Any) -> bool:

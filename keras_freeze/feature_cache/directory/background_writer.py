@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from keras_freeze.feature_cache.directory.feature_folder import FeatureFolder
 from keras_freeze.feature_cache.directory.portions import bytes_needed
@@ -20,6 +21,7 @@ class BackgroundWriter:
     """A thread that writes batches in the order in which they come.
 
     Args:
+        path: the directory; the thread is named by it.
         check: is called before bytes are written, with their number; raises `OSError` if there is
             no room for them.
         failed: is called with the error if rows can't be written.
@@ -28,7 +30,9 @@ class BackgroundWriter:
         RuntimeError: the thread can't be started.
     """
 
-    def __init__(self, check: Callable[[int], None], failed: Callable[[Exception], None]):
+    def __init__(
+        self, path: Path, check: Callable[[int], None], failed: Callable[[Exception], None]
+    ):
         self.check = check
         self.failed = failed
         self.jobs: deque[tuple[FeatureFolder, Batch]] = deque()
@@ -37,7 +41,8 @@ class BackgroundWriter:
         self.rounds = 0  # that were written
         self.changed = threading.Condition()
         self.is_over = False
-        self.thread = threading.Thread(target=self._run, name="keras_freeze writer", daemon=True)
+        name = f"keras_freeze writer of {path}"
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
 
     @property

@@ -108,7 +108,8 @@ class CacheDirectory:
             if self.failure:
                 return True
             try:
-                self.writer = self.writer or BackgroundWriter(self._check_room, self._fail)
+                arguments = self.path, self._check_room, self._fail
+                self.writer = self.writer or BackgroundWriter(*arguments)
             except RuntimeError as error:
                 self._fail(error)
                 return True

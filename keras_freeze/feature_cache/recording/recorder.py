@@ -160,14 +160,16 @@ class Recorder:
             begin_home: begins the stage in which the views were recorded, and then this one again.
         """
         self.recordings.findable = state["views"]
-        if self.is_on and state["views"] and state["folder"] is None:
-            tell(
-                "records views anew, as those in memory are gone, so this run isn't the one that "
-                "was interrupted. To find them again, pass `directory` and `data`."
-            )
-        elif self.is_on and state["views"] and self.stored is not None:
+        if self.is_on and state["folder"] is not None and self.stored is not None:
             self.stored.known = state["folder"]
             begin_home()
+        missing = state["views"] - len(self.recordings.views)
+        if self.is_on and missing:
+            tell(
+                f"records {missing} of {state['views']} views anew, so this run isn't exactly the "
+                "one that was interrupted. Views are found again if `directory` and `data` are "
+                "given, and if the stage that began to record them has recorded them all."
+            )
         self.home = {"stage": state["stage"], "folder": state["folder"]}
         self.recordings.restore(state)
 
