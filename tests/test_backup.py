@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from collections import Counter
@@ -51,6 +52,17 @@ pytestmark = pytest.mark.one_backend(
     ]
 )
 EXAMPLES = 15 if BACKEND == "torch" else 3
+
+
+@pytest.fixture
+def closed_directories():
+    """Ends the threads of fits that were cut, which otherwise end with the process."""
+    yield
+    if importlib.util.find_spec("lmdb") is None:
+        return
+    from keras_freeze.feature_cache.directory import cache_directory  # needs LMDB
+
+    cache_directory._close_all()
 
 
 @cache
@@ -354,6 +366,7 @@ CACHES = {
 @pytest.mark.parametrize("kind", CACHES)
 @pytest.mark.parametrize("save_freq", ["epoch", 4])
 @pytest.mark.filterwarnings("ignore:BackupAndRestore.save_freq")
+@pytest.mark.usefixtures("closed_directories")
 def test_with_the_cache(kind, save_freq, tmp_path):
     if kind != "memory":
         pytest.importorskip("lmdb")
@@ -368,6 +381,7 @@ def test_with_the_cache(kind, save_freq, tmp_path):
     assert_same(*results)
 
 
+@pytest.mark.usefixtures("closed_directories")
 def test_a_view_that_is_newer_than_the_backup_is_recorded_again(tmp_path, monkeypatch):
     pytest.importorskip("lmdb")
     from keras_freeze.backup.folder import Folder
