@@ -382,7 +382,8 @@ def test_with_the_cache(kind, save_freq, tmp_path):
 
 
 @pytest.mark.usefixtures("closed_directories")
-def test_a_view_that_is_newer_than_the_backup_is_recorded_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_view_that_is_newer_than_the_backup_is_recorded_again(epoch, tmp_path, monkeypatch):
     pytest.importorskip("lmdb")
     from keras_freeze.backup.folder import Folder
 
@@ -394,15 +395,16 @@ def test_a_view_that_is_newer_than_the_backup_is_recorded_again(tmp_path, monkey
         if name == "cut":
             write = Folder.write
 
-            def second_fails(self, about, state, *args, write=write, **kwargs):
-                if state["epoch"] == 2:
+            def fails(self, about, state, *args, write=write, **kwargs):
+                if state["epoch"] == epoch + 1:
                     raise Cut
                 write(self, about, state, *args, **kwargs)
 
-            monkeypatch.setattr(Folder, "write", second_fails)
+            monkeypatch.setattr(Folder, "write", fails)
             assert run.train() is None
             monkeypatch.undo()
         results.append(run.result(run.train()))
+        assert not run.directory.exists()
     assert_same(*results)
 
 

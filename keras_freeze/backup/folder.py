@@ -23,6 +23,7 @@ from keras_freeze.errors import FreezeError, warn
 
 FORMAT = "keras_freeze.BackupAndRestore 1"
 LATEST, PREVIOUS, STAGE = "backup.json", "previous.json", "stage.json"
+START = "start.json"
 OF_KERAS = ("latest.weights.h5", "training_metadata.json")
 
 
@@ -169,6 +170,25 @@ class Folder:
                 continue
             yield from manifest.arrays if manifest is not None else ()
 
+    def note_start(self, found: int) -> None:
+        """Notes how many recorded views a run found when it began.
+
+        If it is killed before its first backup, the next one must find no more.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, "views": found}).encode()
+        replace_whole(self.path / START, lambda stream: stream.write(text))
+
+    def start(self) -> int | None:
+        """Returns what `note_start` has noted, if there is no backup yet."""
+        try:
+            return int(json.loads((self.path / START).read_bytes())["views"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def remove(self) -> None:
         """Removes the files of the backup, and the folder if it is empty then."""
         if not self.path.is_dir():
@@ -176,6 +196,7 @@ class Folder:
         for name in (LATEST, PREVIOUS, STAGE):
             (self.path / name).unlink(missing_ok=True)
         remove_others(self.path, set())
+        (self.path / START).unlink(missing_ok=True)  # last: a run may be killed in between
         if not any(self.path.iterdir()):
             self.path.rmdir()
 

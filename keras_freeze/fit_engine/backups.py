@@ -49,6 +49,7 @@ class Backups:
         self.batches = 0  # since the last backup
         self.done = 0  # steps of the running epoch
         self.can_skip = True
+        self.is_new = True  # no epoch has begun
 
     # Restoring
 
@@ -65,6 +66,8 @@ class Backups:
             begins = "with the stage that was running" if self.found else "with its first stage"
             self._print(f"The plan has changed: {listed(changes)}. Training begins anew {begins}.")
         if self.found is None:
+            if self.state.caching is not None:
+                self.state.caching.limit_views(self.folder.start())
             return
         state = self.found.state
         self.first_epoch = state["first_epoch"]
@@ -168,7 +171,17 @@ class Backups:
         """Continues the data of an epoch, after the cache has prepared them."""
         if self._after_cache is not None:
             self._after_cache()
+        elif self.is_new and self.state.caching is not None:
+            self._note_views(self.state.caching.stored_views())
         self._after_cache = self.found = None
+        self.is_new = False
+
+    def _note_views(self, found: int | None) -> None:
+        try:
+            if found is not None:
+                self.folder.note_start(found)
+        except OSError as error:
+            self._warn_of_disk(error)
 
     def _skip(self, steps: int, random_now: Any, *, is_stream: bool) -> None:
         if steps or is_stream:
@@ -233,16 +246,20 @@ class Backups:
                 self.about, state, packer.arrays, double=double, ends_stage=ends_stage
             )
         except OSError as error:
-            warn(
-                f"BackupAndRestore can't write to {str(self.folder.path)!r}: {error}. The last "
-                "backup stays, and training goes on."
-            )
+            self._warn_of_disk(error)
+
+    def _warn_of_disk(self, error: OSError) -> None:
+        warn(
+            f"BackupAndRestore can't write to {str(self.folder.path)!r}: {error}. The last backup "
+            "stays, and training goes on."
+        )
 
     def begin_end(self) -> None:
         """Begins the end of the `fit`, before other callbacks do; no epoch may have run."""
         training_values.begin_at(self.model, None)
         if self.found is not None:
             self.state.callbacks.restore(self.found.state["callbacks"], self.found.arrays)
+            self.model.stop_training = self.found.state["stop_training"]
 
     def end(self) -> None:
         """Ends the `fit`."""

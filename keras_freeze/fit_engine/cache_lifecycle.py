@@ -123,6 +123,17 @@ class CacheLifecycle:
         if isinstance(self.cache, ViewsCache) and state is not None:
             self.cache.recorder.continue_with(state, partial(self._load_views, state["stage"]))
 
+    def limit_views(self, count: int | None) -> None:
+        """Lets at most `count` stored views be found, as when the run began; None = all."""
+        if isinstance(self.cache, ViewsCache) and count is not None:
+            self.cache.recorder.recordings.findable = count
+
+    def stored_views(self) -> int | None:
+        """Returns how many views were found in the directory; None if none are kept there."""
+        if not isinstance(self.cache, ViewsCache) or self.cache.recorder.stored is None:
+            return None
+        return self.cache.recorder.recordings.loaded
+
     def _load_views(self, number: int) -> None:
         """Loads views that were recorded in a stage, and keeps what the running stage needs."""
         assert isinstance(self.cache, ViewsCache)

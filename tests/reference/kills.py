@@ -67,8 +67,9 @@ class Event:
     files: list[str] = field(default_factory=list)
 
     def is_at(self, other: Event | None) -> bool:
-        mine = self.kind, self.epoch, self.place
-        return other is not None and mine == (other.kind, other.epoch, other.place)
+        if other is None or (self.kind, self.place) != (other.kind, other.place):
+            return False
+        return self.epoch == other.epoch or self.place == AT_END  # no epoch may have run before
 
 
 @dataclass
@@ -365,14 +366,17 @@ class KilledRun:
         where = self._where(target.files) if target.kind == "write" else None
         delay = 0.8 * self.draws.random() * self._duration(target.epoch)
         end = run(self.name, self.path / "killed", target, where, delay)
-        is_last = end.results is not None or end.epoch == len(self.stages) - 1
-        if is_last and target.place != AT_END and not (self.path / "killed" / "backup").exists():
+        if end.results is not None:
+            return False
+        epoch = end.epoch if target.kind == "any time" else target.epoch
+        is_over = target.kind == "any time" and epoch == len(self.stages) - 1
+        if is_over and not (self.path / "killed" / "backup" / folder.LATEST).exists():
             return False
         if target.kind == "any time":
             self.later = [each for each in self.events if each.epoch > end.epoch]
         else:
             self.later = self.events[self.events.index(target) + 1 :]
-        self.kills.append(Kill(target.kind, self.stages[end.epoch], *end.where))
+        self.kills.append(Kill(target.kind, self.stages[epoch], *end.where))
         return True
 
     def _duration(self, epoch: int) -> float:
