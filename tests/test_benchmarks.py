@@ -81,3 +81,10 @@ def test_views_accuracy_runs_and_plots(tmp_path: Path, monkeypatch: pytest.Monke
     assert tuple(task["accuracy"]) == conditions
     assert task["summary"]["live"]["to live"] == 0
     assert plot.stat().st_size > 0
+
+
+def test_backup_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--repeats", "1", "--epochs", "4")
+    found = run_small("backup", tmp_path, monkeypatch, *options)
+    assert found["small, frozen"]["ours / Keras"] > 0
+    assert found["small, trained"]["ours / Keras"] > 0

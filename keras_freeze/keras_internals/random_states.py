@@ -5,7 +5,7 @@ the others: of Python, NumPy and PyTorch, from which Keras draws the order of ro
 global generator, for random functions without a seed.
 
 Private names used here were tried on Keras 3.12.0 and 3.15.1: in the module of `SeedGenerator`,
-`global_seed_generator`, `global_state`, `GLOBAL_SEED_GENERATOR`;
+`global_seed_generator`, and `global_state` with the global attribute of that name;
 `TorchDataLoaderAdapter._dataloader`.
 """
 
@@ -50,14 +50,15 @@ def random_states(iterator: Any) -> States:
 
 def _has_global_generator() -> bool:
     """True if Keras has made its global generator, which draws a seed from Python's."""
-    found = _SEEDS.global_state.get_global_attribute(_SEEDS.GLOBAL_SEED_GENERATOR)
-    return found is not None
+    return _SEEDS.global_state.get_global_attribute("global_seed_generator") is not None
 
 
 def set_random_states(states: States, iterator: Any) -> None:
     """Sets the generators to what `random_states` returned."""
     if "keras" in states:  # first: to make the generator draws a number
         _SEEDS.global_seed_generator().state.assign(states["keras"])
+    elif _has_global_generator():
+        _SEEDS.global_state.set_global_attribute("global_seed_generator", None)
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     np.random.set_state(tuple(states["numpy"]))
