@@ -19,6 +19,7 @@ with warnings.catch_warnings():  # warnings of backends at import don't count
         import matplotlib.figure  # noqa: F401
 
 from keras_freeze import (
+    BackupAndRestore,
     BottleneckCache,
     FreezeBase,
     GradualUnfreeze,
@@ -64,6 +65,9 @@ def schedules(folder: str) -> None:
     each = PerStage(lambda: C.EarlyStopping("loss", patience=1))
     told = fit(OPTIMIZERS.Adam(0.1), FreezeBase(), GradualUnfreeze(plan), BottleneckCache())
     fit(OPTIMIZERS.SGD(0.1, momentum=0.9), FreezeBase(), GradualUnfreeze({2: "b3"}), each)
+    for _ in range(2):  # the second begins after the last epoch of the first
+        kept = BackupAndRestore(os.path.join(folder, "run"), save_freq=3, delete_checkpoint=False)
+        fit(OPTIMIZERS.Adam(0.1), FreezeBase(), GradualUnfreeze({2: "b3"}), kept)
     if importlib.util.find_spec("matplotlib"):
         plot_history(told).savefig(os.path.join(folder, "run.png"))
 
