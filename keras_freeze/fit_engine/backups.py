@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from keras_freeze.backup.differences import listed
@@ -12,6 +13,11 @@ from keras_freeze.errors import warn
 from keras_freeze.fit_engine.find_backup import Found, find_backup
 from keras_freeze.fit_engine.state_of_fit import Arrays, State, StateOfFit
 from keras_freeze.keras_internals import place_in_data, training_values
+from keras_freeze.keras_internals.random_states import (
+    States,
+    random_states,
+    set_random_states,
+)
 
 
 class Backups:
@@ -44,8 +50,8 @@ class Backups:
         self.folder = Folder(callback.path)
         self.found: Found | None = None  # the backup to continue from
         self.first_epoch: int | None = None  # with which the whole run began
-        self.random_first: Any = None  # states of the random generators then
-        self.random_of_epoch: Any = None  # and before the data of the running epoch
+        self.random_first: States = {}  # states of the random generators then
+        self.random_of_epoch: States = {}  # and before the data of the running epoch
         self.batches = 0  # since the last backup
         self.done = 0  # steps of the running epoch
         self.can_skip = True
@@ -71,7 +77,7 @@ class Backups:
             return
         state = self.found.state
         self.first_epoch = state["first_epoch"]
-        self.random_first = unpacked(state["random_first"], self.found.arrays)
+        self.random_first = self._unpacked("random_first")
         stopped = state["stop_training"] and not changes
         epoch = self.epochs if stopped else state["epoch"]
         training_values.begin_at(self.model, epoch)
@@ -98,7 +104,11 @@ class Backups:
             self._restore_for_new_plan(state, arrays)
         else:
             self.state.restore(state, arrays)
-        self.state.set_random(state["random"], arrays)
+        self._set_random(self._unpacked("random"))
+
+    def _unpacked(self, name: str) -> Any:
+        assert self.found is not None
+        return unpacked(self.found.state[name], self.found.arrays)
 
     def _restore_for_new_plan(self, state: State, arrays: Arrays) -> None:
         """Restores what doesn't depend on the plan; the stage begins as in a `fit` from there."""
@@ -129,18 +139,19 @@ class Backups:
         self.done = 0
         if self.first_epoch is None:
             self.first_epoch, self.random_first = epoch, self._random_now()
+        self.random_of_epoch = self._random_now()
+        if self.callback.save_freq != "epoch":
+            self._check_skipping()
         if self.found is not None:
             self._continue_epoch(self.found.state, self.found.arrays)
             if why := place_in_data.not_reproducible(self.state.iterator):
                 self._print(f"The data come in another order than before the interruption: {why}")
-        elif self.callback.save_freq != "epoch":
-            self.random_of_epoch = self._random_now()
-            self._check_skipping()
 
-    def _random_now(self) -> Any:
-        packer = Packer()
-        packed = self.state.random(packer)
-        return unpacked(packed, [array for _, array in packer.arrays])
+    def _random_now(self) -> States:
+        return random_states(self.state.iterator)
+
+    def _set_random(self, states: States) -> None:
+        set_random_states(states, self.state.iterator)
 
     def _continue_epoch(self, state: State, arrays: Arrays) -> None:
         iterator = self.state.iterator
@@ -149,21 +160,10 @@ class Backups:
         if self.done:
             self.state.restore_values(state, arrays)
             self.state.callbacks.restore(state["callbacks"], arrays)
-            self.state.set_random(state["random"], arrays)
-            self.random_of_epoch = unpacked(state["random_of_epoch"], arrays)
-        now = self._random_now()
-        if self.done:
-            self._set_random(self.random_of_epoch)
-        else:
-            self.random_of_epoch = now
-        if is_stream:
-            self._set_random(self.random_first)
+            self.random_of_epoch = self._unpacked("random_of_epoch")
+        now = self._unpacked("random") if self.done else self._random_now()
+        self._set_random(self.random_first if is_stream else self.random_of_epoch)
         self._after_cache = lambda: self._skip(self.done, now, is_stream=is_stream)
-
-    def _set_random(self, states: Any) -> None:
-        packer = Packer()
-        packed = packer.plain(states, "")
-        self.state.set_random(packed, [array for _, array in packer.arrays])
 
     _after_cache: Callable[[], None] | None = None
 
@@ -183,10 +183,10 @@ class Backups:
         except OSError as error:
             self._warn_of_disk(error)
 
-    def _skip(self, steps: int, random_now: Any, *, is_stream: bool) -> None:
+    def _skip(self, steps: int, random_now: States, *, is_stream: bool) -> None:
         if steps or is_stream:
             epochs = self._epochs_done if is_stream else 0
-            then = lambda: self._set_random(random_now)  # noqa: E731
+            then = partial(self._set_random, random_now)
             place_in_data.begin_later(self.state.iterator, steps, epochs, then)
 
     # Writing
@@ -236,7 +236,7 @@ class Backups:
             "step": step,
             "steps": self.steps,
             "first_epoch": self.first_epoch,
-            "random": self.state.random(packer),
+            "random": packer.plain(self._random_now(), "random"),
             "random_first": packer.plain(self.random_first, "random"),
             "random_of_epoch": packer.plain(self.random_of_epoch, "random") if step else None,
         }

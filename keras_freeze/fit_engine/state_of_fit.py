@@ -1,7 +1,7 @@
 """Collects the state of a running `fit`, and brings another `fit` to the same state.
 
 The state is what a backup holds: the stage, the flags, the values of all variables, what triggers,
-PerStage and other callbacks count, and the random generators.
+PerStage and other callbacks count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.keras_internals import training_values
 from keras_freeze.keras_internals.apply_learning_rate_multipliers import Multiplier
 from keras_freeze.keras_internals.best_epoch_snapshot import snapshot_of
-from keras_freeze.keras_internals.random_states import random_states, set_random_states
 from keras_freeze.keras_internals.step_functions import sync
 from keras_freeze.keras_internals.trainable_flags import flags_of, restore_flags
 
@@ -57,14 +56,6 @@ class StateOfFit:
     caching: CacheLifecycle | None
     callbacks: CallbackStates
     iterator: Any
-
-    def random(self, packer: Packer) -> Any:
-        """Returns the states of the random generators."""
-        return packer.plain(random_states(self.iterator), "random")
-
-    def set_random(self, packed: Any, arrays: Arrays) -> None:
-        """Sets the random generators to what `random` returned."""
-        set_random_states(unpacked(packed, arrays), self.iterator)
 
     def collect(self, packer: Packer, *, within_epoch: bool) -> State:
         """Returns the state.
