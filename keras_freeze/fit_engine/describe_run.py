@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -58,7 +59,9 @@ def describe_run(
 
 
 def _optimizer(optimizer: Any) -> dict[str, Any]:
-    config = optimizer.get_config()
+    with warnings.catch_warnings():  # Keras converts the rate in a way that NumPy 2 warns of
+        warnings.simplefilter("ignore", DeprecationWarning)
+        config = optimizer.get_config()
     kept = {name: _plain(value) for name, value in config.items() if name not in NOT_COMPARED}
     return {"class": type(optimizer).__name__, **kept}
 
