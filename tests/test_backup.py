@@ -49,6 +49,8 @@ pytestmark = pytest.mark.one_backend(
         "test_a_stage_begins_anew_with_its_first_weights",
         "other",
         "test_random_states_come_back",
+        "test_several_outputs_without_metrics",
+        "test_flags_that_change_within_an_epoch",
     ]
 )
 EXAMPLES = 15 if BACKEND == "torch" else 2
@@ -700,3 +702,238 @@ def test_a_plateau_that_began_is_known_to_the_callback(tmp_path):
     run = cut_run(tmp_path, schedule=stages)
     history = run.train()
     assert history.history["stage"] == [0, 0, 1, 1, 1, 1, 1]
+
+
+# Unusual models, callbacks and folders
+
+
+def fit_twice(make: Any, directory: Path, cut: Cutter, others: Any = list, **fit: Any) -> list[Any]:
+    """Returns the Histories of a whole run, and of one that was cut."""
+    found = []
+    for name, steps in (("whole", [None]), ("cut", [cut, None])):
+        for step in steps:
+            keras.utils.set_random_seed(1)
+            model = make()
+            backup = BackupAndRestore(directory / name, save_freq=1, verbose=0)
+            callbacks = [*others(), backup, step or Cutter()]
+            x, y = data(26)
+            given = {"x": x, "y": y, "batch_size": 5, "epochs": 3, "verbose": 0} | fit
+            try:
+                found.append(model.fit(callbacks=callbacks, **given).history)
+            except Cut:
+                continue
+    return found
+
+
+def test_several_outputs_without_metrics(tmp_path):
+    def make():
+        inputs = keras.Input((6,))
+        inner = keras.layers.Dense(4)(inputs)
+        outputs = [keras.layers.Dense(1, name=name)(inner) for name in "ab"]
+        model = keras.Model(inputs, outputs)
+        model.compile("adam", ["mse", "mae"])
+        return model
+
+    x, y = data(26)
+    whole, cut = fit_twice(make, tmp_path, Cutter(step=10), x=x, y=[y, y])
+    assert whole == cut
+
+
+class Plain(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.01
+
+
+class Nested(Plain):
+    def get_config(self):
+        return {
+            "inner": keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.9),
+            "other": object(),
+        }
+
+
+@pytest.mark.parametrize("rate", [Plain, Nested])
+def test_schedules_of_rates_that_tell_little(rate, tmp_path):
+    def make():
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(rate()), "mse")
+        return model
+
+    whole, cut = fit_twice(make, tmp_path, Cutter(step=10))
+    assert whole == cut
+
+
+class Odd(keras.callbacks.Callback):
+    """Has attributes of all kinds, which change."""
+
+    def __init__(self):
+        super().__init__()
+        self.flag, self.count, self.nan = False, 0, 0.0
+
+    @property
+    def shown(self):
+        return self.count
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.flag = True
+        self.count += 1
+        self.nan = float("nan")
+        self.text, self.raw = np.str_("a"), np.bytes_(b"a")
+        self.turned = np.arange(3).astype(">f4")
+        self.fields = np.zeros(2, [("a", "i4"), ("b", object)])
+        self.huge = 10**5000
+        self.loop = [1]
+        self.loop.append(self.loop)
+        self.empty, self.flat = np.zeros((0, 3)), np.arange(6.0).reshape(2, 3).T
+        self.mixed = (1, [np.float32(0.1), {}, ()], {"a": None, 2: [True]})
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0:
+            self.flag = False
+
+
+def test_odd_attributes(tmp_path):
+    held: list[Odd] = []
+
+    def others():
+        held.append(Odd())
+        return held[-1:]
+
+    def make():
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    seen: list[Any] = []
+
+    class Seen(Cutter):
+        def on_train_batch_begin(self, batch, logs=None):
+            seen.append((batch, held[-1].flag, held[-1].count, repr(getattr(held[-1], "mixed", 0))))
+
+    whole, cut = fit_twice(make, tmp_path, Seen(step=9), others)
+    assert whole == cut
+    assert held[-1].count == 3
+    assert held[-1].flag is False
+    np.testing.assert_array_equal(held[-1].flat, np.arange(6.0).reshape(2, 3).T)
+    assert [each[:3] for each in seen[:3]] == [(0, True, 1), (1, False, 1), (2, False, 1)]
+
+
+def test_a_best_model_isnt_lost_by_the_second_interruption(tmp_path):
+    """The first `fit` that continues has the same callback, whose `best` is there from its start."""
+
+    def saver() -> Any:  # the model of the first epoch is the best
+        path = str(tmp_path / "best.keras")
+        best = keras.callbacks.ModelCheckpoint(path, "stage", save_best_only=True, mode="min")
+        return best
+
+    best = saver()
+    run = Run(tmp_path / "b", others=lambda: [best])
+    for _ in range(2):
+        assert run.train(Cutter(step=STEPS * 2)) is None
+    saved = (tmp_path / "best.keras").read_bytes()
+    run.others = lambda: [saver()]
+    run.train()
+    assert (tmp_path / "best.keras").read_bytes() == saved
+
+
+def test_flags_that_change_within_an_epoch(tmp_path):
+    class Within(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.get_layer("base").trainable = False
+
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                self.model.get_layer("base").trainable = True
+
+    def make():
+        from tests.reference.cut_runs import built
+
+        return built("adam")
+
+    others = lambda: [RecompileOnTrainableChange(verbose=0), Within()]  # noqa: E731
+    whole, cut = fit_twice(make, tmp_path, Cutter(step=STEPS + 5), others)
+    assert whole == cut
+
+
+def test_an_epoch_of_a_stream_that_a_stage_ended_early(tmp_path):
+    class StopsInside(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                self.model.stop_training = True
+
+    results = []
+    for name in ("whole", "cut"):
+        stages = [Stage(5, "b3")]
+        run = Run(tmp_path / name, schedule=stages, feed=FEEDS["generator"])
+        run.others = lambda: [PerStage(StopsInside())]
+        results.append(continued(run, *([Cutter(step=5)] if name == "cut" else [])))
+    assert_same(*results)
+
+
+def test_an_unknown_number_of_batches_is_told_of(tmp_path):
+    run = Run(tmp_path, feed=lambda: {"x": stream(), "steps_per_epoch": STEPS})
+    run.backup = {"save_freq": 4}
+    run.train()  # known
+    x, y = data(26)
+    batches = ((x[i : i + 5], y[i : i + 5]) for i in range(0, 26, 5))
+    run.feed, run.epochs, run.schedule = (lambda: {"x": batches}), 1, [Stage(0, "all")]
+    with pytest.warns(UserWarning, match="makes no backup within the first epoch"):
+        run.train()
+
+
+def test_files_of_others_stay(tmp_path):
+    (tmp_path / "my.partial").write_text("mine")
+    run = Run(tmp_path)
+    run.train()
+    assert (tmp_path / "my.partial").read_text() == "mine"
+    (tmp_path / "stage.json").write_text("{}")
+    with pytest.raises(FreezeError, match=r"stage\.json.* isn't from BackupAndRestore"):
+        run.train()
+    assert (tmp_path / "stage.json").read_text() == "{}"
+
+
+def test_a_linked_folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    assert Run(tmp_path / "link").train().epoch == list(range(EPOCHS))
+    assert not list((tmp_path / "real").iterdir())
+
+
+def test_the_good_backup_stays_until_the_next_is_whole(tmp_path, monkeypatch):
+    from keras_freeze.backup import folder
+
+    run = cut_run(tmp_path, backup={"double_checkpoint": True})
+    (tmp_path / "backup.json").write_bytes(b"{")
+    replace = folder.replace_whole
+
+    def fails(path, write_to):
+        if path.name == "backup.json":
+            raise OSError(28, "No space left on device")
+        replace(path, write_to)
+
+    monkeypatch.setattr(folder, "replace_whole", fails)
+    with pytest.warns(UserWarning, match="Training continues from the one before it"):
+        assert run.train(Cutter(step=STEPS + 2)) is None
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="Training continues from the one before it"):
+        assert_same(whole("adam", "epochs"), run.result(run.train()))
+
+
+def test_fewer_epochs_than_are_done_keep_the_backup(tmp_path):
+    run = cut_run(tmp_path)
+    run.epochs = 2
+    run.train()
+    run.epochs = EPOCHS
+    assert_same(whole("adam", "epochs"), run.result(run.train()))
+
+
+def test_another_generator_of_numpy(tmp_path):
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(3))
+    try:
+        assert Run(tmp_path).train().epoch == list(range(EPOCHS))
+    finally:
+        np.random.set_bit_generator(before)

@@ -21,7 +21,9 @@ from pydantic import BaseModel
 
 Array = np.ndarray[Any, Any]
 
-NAME = re.compile(r"(?:[a-z]+-[0-9a-f]{16}\.arrays|.*\.partial)")
+NAME = re.compile(
+    r"[a-z]+-[0-9a-f]{16}\.arrays(\.partial)?|(backup|previous|stage|start)\.json\.partial"
+)
 
 
 class DamagedError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         self.known: dict[str, Entry] = {}  # arrays in files that will stay, by content
+        self.is_new = True  # no backup was found
+        self.is_damaged = False  # the last backup
 
     def find(self) -> tuple[Manifest, list[Array]] | None:
         """Returns the last whole backup; None if there is none.
@@ -75,6 +78,7 @@ class Folder:
                 damages.append(str(error))
                 continue
             if found is not None:
+                self.is_new, self.is_damaged = False, bool(damages)
                 if damages:
                     warn(
                         f"The last backup in {str(self.path)!r} is damaged ({damages[0]}). "
@@ -114,7 +118,7 @@ class Folder:
         return manifest
 
     def _check_foreign(self) -> None:
-        """Raises if the folder holds a backup of Keras' own callback, or other files."""
+        """Raises if the folder holds a backup of Keras' own callback, or files named as ours."""
         names = sorted(each.name for each in self.path.iterdir())
         if any(name in names for name in OF_KERAS):
             raise FreezeError(
@@ -122,6 +126,19 @@ class Folder:
                 "no stages, so it can't be continued exactly. Nothing was changed. Pass another "
                 "`backup_dir`, or remove it."
             )
+        for name in (STAGE, START):
+            if name in names and not self._is_ours(name):
+                raise FreezeError(
+                    f"{str(self.path / name)!r} isn't from BackupAndRestore, which uses this name. "
+                    "Pass a `backup_dir` for the backup alone."
+                )
+
+    def _is_ours(self, name: str) -> bool:
+        try:
+            given = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(given, dict) and given.get("format") == FORMAT
 
     def write(
         self,
@@ -148,15 +165,17 @@ class Folder:
         entries = write(self.path, arrays, self.known)
         given = {"format": FORMAT, "about": about, "state": state}
         text = json.dumps(given | {"arrays": [entry.model_dump() for entry in entries]}).encode()
-        if not (self.path / LATEST).exists():  # others are from another run
-            for name in (PREVIOUS, STAGE):
-                (self.path / name).unlink(missing_ok=True)
-        elif double:
+        if self.is_new:
+            (self.path / STAGE).unlink(missing_ok=True)  # of another run
+        if double and not self.is_damaged and (self.path / LATEST).exists():
             old = (self.path / LATEST).read_bytes()
             replace_whole(self.path / PREVIOUS, lambda stream: stream.write(old))
         replace_whole(self.path / LATEST, lambda stream: stream.write(text))
         if ends_stage:
             replace_whole(self.path / STAGE, lambda stream: stream.write(text))
+        if not double:
+            (self.path / PREVIOUS).unlink(missing_ok=True)
+        self.is_new = self.is_damaged = False
         _make_disk_keep(self.path)
         kept = [*self._of_others(), *entries]  # two files may hold the same array
         self.known = {entry.content: entry for entry in kept}
@@ -197,7 +216,7 @@ class Folder:
             (self.path / name).unlink(missing_ok=True)
         remove_others(self.path, set())
         (self.path / START).unlink(missing_ok=True)  # last: a run may be killed in between
-        if not any(self.path.iterdir()):
+        with suppress(OSError):  # a link, the current directory, or other files in it
             self.path.rmdir()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 Packed = Any  # what JSON holds
+MOST_BITS = 4096  # of a number: Python prints no numbers of more than 4300 digits
 
 
 class NotPlainError(Exception):
@@ -36,17 +37,28 @@ class Packer:
         Raises:
             NotPlainError: the value is, or holds, something else.
         """
-        if value is None or type(value) in (bool, int, float, str):
+        if value is None or type(value) in (bool, float, str):
             return value
-        if isinstance(value, np.generic):
+        if type(value) is int and value.bit_length() <= MOST_BITS:
+            return value
+        if isinstance(value, np.generic) and _is_of_numbers(value.dtype):
             return {"scalar": self.array(np.asarray(value), group)}
-        if type(value) is np.ndarray and value.dtype.kind not in "OSUMm":
+        if type(value) is np.ndarray and _is_of_numbers(value.dtype):
             return {"array": self.array(value, group)}
         if type(value) in (list, tuple):
             return {type(value).__name__: [self.plain(item, group) for item in value]}
         if type(value) is dict and all(type(key) in (bool, int, float, str) for key in value):
             return {"dict": [[key, self.plain(item, group)] for key, item in value.items()]}
         raise NotPlainError(type(value).__name__)
+
+
+def _is_of_numbers(dtype: Any) -> bool:
+    """True for numbers in the byte order of this computer, which their dtype's name gives back."""
+    try:
+        known = np.dtype(dtype.name) == dtype
+    except TypeError:
+        known = False
+    return bool(known and dtype.isnative and dtype.kind not in "OSUMm")
 
 
 def unpacked(packed: Packed, arrays: list[Array]) -> Any:

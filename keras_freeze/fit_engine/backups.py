@@ -52,6 +52,7 @@ class Backups:
         self.first_epoch: int | None = None  # with which the whole run began
         self.random_first: States = {}  # states of the random generators then
         self.random_of_epoch: States = {}  # and before the data of the running epoch
+        self.epoch_steps: list[int] = []  # of each epoch that is done
         self.batches = 0  # since the last backup
         self.done = 0  # steps of the running epoch
         self.can_skip = True
@@ -77,6 +78,7 @@ class Backups:
             return
         state = self.found.state
         self.first_epoch = state["first_epoch"]
+        self.epoch_steps = list(state["epoch_steps"])
         self.random_first = self._unpacked("random_first")
         stopped = state["stop_training"] and not changes
         epoch = self.epochs if stopped else state["epoch"]
@@ -140,6 +142,7 @@ class Backups:
         if self.first_epoch is None:
             self.first_epoch, self.random_first = epoch, self._random_now()
         self.random_of_epoch = self._random_now()
+        self.state.callbacks.look()
         if self.callback.save_freq != "epoch":
             self._check_skipping()
         if self.found is not None:
@@ -158,8 +161,7 @@ class Backups:
         self.done = state["step"]
         is_stream = place_in_data.is_stream(iterator)
         if self.done:
-            self.state.restore_values(state, arrays)
-            self.state.callbacks.restore(state["callbacks"], arrays)
+            self.state.restore_within_epoch(state, arrays)
             self.random_of_epoch = self._unpacked("random_of_epoch")
         now = self._unpacked("random") if self.done else self._random_now()
         self._set_random(self.random_first if is_stream else self.random_of_epoch)
@@ -185,7 +187,7 @@ class Backups:
 
     def _skip(self, steps: int, random_now: States, *, is_stream: bool) -> None:
         if steps or is_stream:
-            epochs = self._epochs_done if is_stream else 0
+            epochs = self.epoch_steps if is_stream else []
             then = partial(self._set_random, random_now)
             place_in_data.begin_later(self.state.iterator, steps, epochs, then)
 
@@ -196,6 +198,11 @@ class Backups:
         if not self.can_skip:
             return
         why = place_in_data.not_reproducible(self.state.iterator)
+        if self.state.iterator.num_batches is None:
+            warn(
+                f"BackupAndRestore(save_freq={self.callback.save_freq}) makes no backup within the "
+                "first epoch, as the number of batches isn't known. Pass `steps_per_epoch` to fit."
+            )
         if self.keeps_views:
             why = "BottleneckCache(views=...) records and replays whole epochs."
         if why:
@@ -221,6 +228,7 @@ class Backups:
 
     def end_epoch(self, epoch: int) -> None:
         """Writes a backup after an epoch, if one is due or the stage ends."""
+        self.epoch_steps.append(self.done)
         ends_stage = self.state.clock.ends_as_planned()
         if self._is_due or ends_stage:
             self._write(epoch + 1, 0, ends_stage=ends_stage)
@@ -236,6 +244,7 @@ class Backups:
             "step": step,
             "steps": self.steps,
             "first_epoch": self.first_epoch,
+            "epoch_steps": self.epoch_steps,
             "random": packer.plain(self._random_now(), "random"),
             "random_first": packer.plain(self.random_first, "random"),
             "random_of_epoch": packer.plain(self.random_of_epoch, "random") if step else None,
@@ -259,9 +268,15 @@ class Backups:
         training_values.begin_at(self.model, None)
         if self.found is not None:
             self.state.callbacks.restore(self.found.state["callbacks"], self.found.arrays)
-            self.model.stop_training = self.found.state["stop_training"]
+            self.model.stop_training = bool(self.found.state["stop_training"])
 
     def end(self) -> None:
         """Ends the `fit`."""
-        if self.callback.delete_checkpoint:
+        if not self.callback.delete_checkpoint:
+            return
+        if self.found is not None and self.found.state["epoch"] > self.epochs:
+            return  # it has more epochs than this fit asked for
+        try:
             self.folder.remove()
+        except OSError as error:
+            warn(f"BackupAndRestore can't remove its files in {str(self.folder.path)!r}: {error}")

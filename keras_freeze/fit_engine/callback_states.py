@@ -12,9 +12,7 @@ from keras_freeze.backup.packing import NotPlainError, Packed, Packer, unpacked
 from keras_freeze.keras_internals import callbacks_of_fit
 
 GROUP = "callbacks"
-# Keras sets these, and the progress bar follows the steps that run. The sign of `min_delta` changes
-# once, when a callback learns whether less is better, which happens anew in each process.
-NOT_STATE = ("params", "_model", "min_delta")
+NOT_STATE = ("params", "_model")  # Keras sets these
 Attributes = dict[str, Packed]
 
 
@@ -35,6 +33,7 @@ class CallbackStates:
         self.callback_list = callback_list
         self.ours = ours
         self.at_start: dict[int, tuple[Any, Attributes]] = {}
+        self.changed: dict[int, set[str]] = {}  # attributes that have changed at some time
 
     def follow(self) -> None:
         """Notes the attributes of callbacks that are new: at the beginning, and in each stage."""
@@ -42,8 +41,17 @@ class CallbackStates:
         for callback in running:
             if id(callback) not in self.at_start:
                 self.at_start[id(callback)] = callback, _contents(callback)
+                self.changed[id(callback)] = set()
         ids = set(map(id, running))
         self.at_start = {key: held for key, held in self.at_start.items() if key in ids}
+
+    def look(self) -> None:
+        """Notes which attributes have changed."""
+        for callback in self._running():
+            _, before = self.at_start.get(id(callback), (None, {}))
+            now = _contents(callback)
+            names = {name for name, content in now.items() if before.get(name, now) != content}
+            self.changed.setdefault(id(callback), set()).update(names)
 
     def _running(self) -> Iterator[Any]:
         """Yields the callbacks whose attributes are saved, also those inside PerStage."""
@@ -56,12 +64,11 @@ class CallbackStates:
 
     def packed(self, packer: Packer) -> Packed:
         """Returns the name and the changed attributes of each callback."""
+        self.look()
         found = []
         for callback in self._running():
-            _, before = self.at_start.get(id(callback), (None, {}))
-            now = _contents(callback)
-            changed = {name for name, content in now.items() if before.get(name, now) != content}
-            state = {n: packer.plain(getattr(callback, n), GROUP) for n in sorted(changed)}
+            names = sorted(self.changed[id(callback)] & _contents(callback).keys())
+            state = {name: packer.plain(vars(callback)[name], GROUP) for name in names}
             found.append([type(callback).__name__, state])
         return found
 
@@ -73,18 +80,22 @@ class CallbackStates:
         for callback in self._running():
             states = waiting.get(type(callback).__name__)
             for name, value in states.pop(0).items() if states else ():
-                setattr(callback, name, unpacked(value, arrays))
+                vars(callback)[name] = unpacked(value, arrays)
+                self.changed.setdefault(id(callback), set()).add(name)
 
 
 def _contents(callback: Any) -> Attributes:
     """Returns the plain attributes of a callback, with hashes in place of arrays."""
+    # Keras changes the sign of `min_delta` once, when a callback learns whether less is better.
+    # That happens anew in each process.
+    left_out = {*NOT_STATE, *(["min_delta"] if hasattr(callback, "monitor_op") else [])}
     contents = {}
     for name, value in vars(callback).items():
         packer = Packer()
         try:
-            packed = packer.plain(value, GROUP) if name not in NOT_STATE else None
-        except NotPlainError:
+            packed = None if name in left_out else packer.plain(value, GROUP)
+        except (NotPlainError, RecursionError):
             continue
-        if name not in NOT_STATE:
+        if name not in left_out:
             contents[name] = [packed, [content_of(array) for _, array in packer.arrays]]
     return contents

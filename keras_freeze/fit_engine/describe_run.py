@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 
-from keras_freeze.errors import shown
 from keras_freeze.fit_engine.trainable_plan import Plan
 from keras_freeze.graph.layer_tree import Layer, own_states, own_variables
 from keras_freeze.keras_internals.optimizer_rebuild import family
@@ -59,11 +58,19 @@ def describe_run(
 
 
 def _optimizer(optimizer: Any) -> dict[str, Any]:
+    kept = {name: value for name, value in _config(optimizer).items() if name not in NOT_COMPARED}
+    return {"class": type(optimizer).__name__, **kept}
+
+
+def _config(owner: Any) -> dict[str, Any]:
+    """Returns the arguments of an optimizer or a schedule of rates, if it tells them."""
     with warnings.catch_warnings():  # Keras converts the rate in a way that NumPy 2 warns of
         warnings.simplefilter("ignore", DeprecationWarning)
-        config = optimizer.get_config()
-    kept = {name: _plain(value) for name, value in config.items() if name not in NOT_COMPARED}
-    return {"class": type(optimizer).__name__, **kept}
+        try:
+            config = owner.get_config()
+        except (NotImplementedError, AttributeError, TypeError, ValueError):
+            return {}
+    return {str(name): _plain(value) for name, value in config.items()}
 
 
 def _stage(stage: Stage, mode: str) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def _trained(plan: Plan, number: int) -> str:
 def _rate(rate: Any) -> Any:
     """Returns a learning rate, or the class and arguments of a schedule of rates."""
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        return f"{type(rate).__name__}({shown(rate.get_config())})"
+        return {"class": type(rate).__name__, **_config(rate)}
     return _plain(rate)
 
 
@@ -98,6 +105,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return _rate(value)
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return type(value).__name__

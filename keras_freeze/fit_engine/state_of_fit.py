@@ -124,10 +124,7 @@ class StateOfFit:
         self._restore_flags(state)
         training_values.set_births(self.model, state["births"])
         self.rates.restore(self.clock.number, state["rates"])
-        weights = training_values.weights(self.model)
-        self.changes.step.multipliers = {
-            id(weights[place]): Multiplier(**given) for place, given in state["multipliers"]
-        }
+        self._restore_multipliers(state)
         self.restore_values(state, arrays)
         self.changes.note_restored()
         self.stops.begin_stage(self.clock.number)
@@ -157,6 +154,23 @@ class StateOfFit:
         tree = self.plan.tree
         restore_flags(tree, dict(zip(flags_of(tree), state["flags"], strict=True)))
         training_values.build_optimizer(self.model)
+
+    def _restore_multipliers(self, state: State) -> None:
+        weights = training_values.weights(self.model)
+        self.changes.step.multipliers = {
+            id(weights[place]): Multiplier(**given) for place, given in state["multipliers"]
+        }
+
+    def restore_within_epoch(self, state: State, arrays: Arrays) -> None:
+        """Restores again what other callbacks' hooks at the beginning of the epoch have changed."""
+        if list(flags_of(self.plan.tree).values()) != state["flags"]:
+            self._restore_flags(state)
+            training_values.set_births(self.model, state["births"])
+            self._restore_multipliers(state)
+            self.restore_values(state, arrays)
+            self.changes.note_restored()
+        self.restore_values(state, arrays)
+        self.callbacks.restore(state["callbacks"], arrays)
 
     def restore_values(self, state: State, arrays: Arrays) -> None:
         """Assigns all values that training changes."""

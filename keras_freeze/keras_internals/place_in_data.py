@@ -21,6 +21,7 @@ import keras
 
 from keras_freeze.keras_internals.copy_to_numpy import to_numpy
 from keras_freeze.keras_internals.group_batches import Group
+from keras_freeze.keras_internals.replayed_batches import end_broken_off
 from keras_freeze.keras_internals.row_numbers_instead_of_rows import FedBatches
 
 _END = object()
@@ -91,13 +92,13 @@ def pass_epochs(iterator: Any, epochs: int) -> None:
         iter(dataset)
 
 
-def begin_later(iterator: Any, steps: int, epochs: int, then: Callable[[], None]) -> None:
+def begin_later(iterator: Any, steps: int, epochs: list[int], then: Callable[[], None]) -> None:
     """Makes the next epoch begin after some steps.
 
     Args:
         iterator: Keras' epoch iterator, as it is used by a cache, if there is one.
         steps: steps of the epoch that are done.
-        epochs: whole epochs to read first, of a stream.
+        epochs: of a stream, the steps of each epoch to read first.
         then: called after the last batch that is skipped.
     """
     begin = iterator._enumerate_iterator
@@ -105,12 +106,20 @@ def begin_later(iterator: Any, steps: int, epochs: int, then: Callable[[], None]
     def rest() -> Iterator[tuple[int, int, Any]]:
         if vars(iterator).get("_enumerate_iterator") is rest:
             put_back(iterator)
-        for _ in range(epochs):
-            for item in type(iterator)._enumerate_iterator(iterator):
-                _skipped(item, item[1] + 1)
+        for count in epochs:
+            _read_epoch(iterator, count)
         return _rest(begin(), steps, then)
 
     iterator._enumerate_iterator = rest
+
+
+def _read_epoch(iterator: Any, steps: int) -> None:
+    """Reads an epoch of a stream, or the steps of one that was ended early."""
+    for item in type(iterator)._enumerate_iterator(iterator):
+        _skipped(item, steps)
+        if item[1] + 1 >= steps and steps < iterator.steps_per_epoch:
+            break
+    end_broken_off(iterator)
 
 
 def put_back(iterator: Any) -> None:

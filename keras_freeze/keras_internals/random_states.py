@@ -32,10 +32,9 @@ def random_states(iterator: Any) -> States:
         iterator: Keras' epoch iterator; a DataLoader in it may have a generator of its own.
     """
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states: States = {
         "python": [version, np.asarray(numbers, np.uint32), gauss],
-        "numpy": [name, np.asarray(keys), position, has_gauss, cached],
+        "numpy": np.random.get_state(legacy=False),
     }
     if _has_global_generator():
         states["keras"] = to_numpy(_SEEDS.global_seed_generator().state)
@@ -61,13 +60,14 @@ def set_random_states(states: States, iterator: Any) -> None:
         _SEEDS.global_state.set_global_attribute("global_seed_generator", None)
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
-    np.random.set_state(tuple(states["numpy"]))
+    np.random.set_state(states["numpy"])
     torch = sys.modules.get("torch")
     if torch is None or "torch" not in states:
         return
     torch.set_rng_state(torch.from_numpy(states["torch"]))
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([torch.from_numpy(state) for state in states["cuda"]])
+        for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(torch.from_numpy(state), number)
     for generator, state in zip(_of_loader(iterator), states["loaders"], strict=False):
         generator.set_state(torch.from_numpy(state))
 

@@ -1,7 +1,8 @@
 """Lists all variables that a training run changes, in an order that another process finds again.
 
 Private names used here were tried on Keras 3.12.0 and 3.15.1: `_variables`, `_learning_rate`,
-`_trainable_variables`, `_var_key` of an optimizer; `_compile_metrics`, `_symbolic_build`,
+`_trainable_variables`, `_var_key` of an optimizer; `_compile_metrics`, `_compile_loss`,
+`_symbolic_build`,
 `_initial_epoch` of a model.
 """
 
@@ -40,7 +41,8 @@ def optimizer_state(model: Model) -> list[Variable]:
 
 def metrics(model: Model) -> list[Variable]:
     """Returns the running sums of the metrics, which are built if need be."""
-    if model._compile_metrics is not None and not model._compile_metrics.built:
+    parts = model._compile_metrics, model._compile_loss  # which sums up each output's loss
+    if any(part is not None and not part.built for part in parts):
         batch = batch_specification()
         if batch is not None:  # TensorFlow would build them in the first step
             model._symbolic_build(data_batch=batch)
