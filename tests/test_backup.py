@@ -819,7 +819,7 @@ def test_odd_attributes(tmp_path):
 
 
 def test_a_best_model_isnt_lost_by_the_second_interruption(tmp_path):
-    """The first `fit` that continues has the same callback, whose `best` is there from its start."""
+    """The first `fit` that continues has the same callback: its `best` is there from the start."""
 
     def saver() -> Any:  # the model of the first epoch is the best
         path = str(tmp_path / "best.keras")

@@ -61,7 +61,7 @@ class Folder:
         """Returns the last whole backup; None if there is none.
 
         Raises:
-            FreezeError: there is one, but it is damaged, or from somewhere else.
+            FreezeError: there is one, but it is damaged, or of Keras' own callback.
         """
         if not self.path.exists():
             return None
@@ -189,7 +189,7 @@ class Folder:
                 continue
             yield from manifest.arrays if manifest is not None else ()
 
-    def note_start(self, found: int) -> None:
+    def note_views(self, found: int) -> None:
         """Notes how many recorded views a run found when it began.
 
         If it is killed before its first backup, the next one must find no more.
@@ -201,8 +201,8 @@ class Folder:
         text = json.dumps({"format": FORMAT, "views": found}).encode()
         replace_whole(self.path / START, lambda stream: stream.write(text))
 
-    def start(self) -> int | None:
-        """Returns what `note_start` has noted, if there is no backup yet."""
+    def views_at_start(self) -> int | None:
+        """Returns how many views a run had found that was killed before its first backup."""
         try:
             return int(json.loads((self.path / START).read_bytes())["views"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -74,7 +74,7 @@ class Backups:
             self._print(f"The plan has changed: {listed(changes)}. Training begins anew {begins}.")
         if self.found is None:
             if self.state.caching is not None:
-                self.state.caching.limit_views(self.folder.start())
+                self.state.caching.limit_views(self.folder.views_at_start())
             return
         state = self.found.state
         self.first_epoch = state["first_epoch"]
@@ -181,7 +181,7 @@ class Backups:
     def _note_views(self, found: int | None) -> None:
         try:
             if found is not None:
-                self.folder.note_start(found)
+                self.folder.note_views(found)
         except OSError as error:
             self._warn_of_disk(error)
 
