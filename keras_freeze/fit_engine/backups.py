@@ -142,8 +142,8 @@ class Backups:
         if self.first_epoch is None:
             self.first_epoch, self.random_first = epoch, self._random_now()
         self.random_of_epoch = self._random_now()
-        self.state.callbacks.look()
         if self.callback.save_freq != "epoch":
+            self.state.callbacks.look()
             self._check_skipping()
         if self.found is not None:
             self._continue_epoch(self.found.state, self.found.arrays)
@@ -216,9 +216,10 @@ class Backups:
         """Writes a backup after a step, if one is due and the epoch doesn't end here."""
         self.batches += batch + 1 - self.done
         self.done = batch + 1
+        if self.callback.save_freq == "epoch" or not self.can_skip or not self._is_due:
+            return
         steps = self.state.iterator.num_batches
-        ends = steps is None or self.done >= steps or self.model.stop_training
-        if self.callback.save_freq != "epoch" and self.can_skip and self._is_due and not ends:
+        if steps is not None and self.done < steps and not self.model.stop_training:
             self._write(epoch, self.done, ends_stage=False)
 
     @property

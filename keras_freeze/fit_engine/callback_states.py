@@ -45,13 +45,14 @@ class CallbackStates:
         ids = set(map(id, running))
         self.at_start = {key: held for key, held in self.at_start.items() if key in ids}
 
-    def look(self) -> None:
-        """Notes which attributes have changed."""
-        for callback in self._running():
+    def look(self) -> list[tuple[Any, Attributes]]:
+        """Notes which attributes have changed; returns those of each callback."""
+        found = [(callback, _contents(callback)) for callback in self._running()]
+        for callback, now in found:
             _, before = self.at_start.get(id(callback), (None, {}))
-            now = _contents(callback)
             names = {name for name, content in now.items() if before.get(name, now) != content}
             self.changed.setdefault(id(callback), set()).update(names)
+        return found
 
     def _running(self) -> Iterator[Any]:
         """Yields the callbacks whose attributes are saved, also those inside PerStage."""
@@ -64,10 +65,9 @@ class CallbackStates:
 
     def packed(self, packer: Packer) -> Packed:
         """Returns the name and the changed attributes of each callback."""
-        self.look()
         found = []
-        for callback in self._running():
-            names = sorted(self.changed[id(callback)] & _contents(callback).keys())
+        for callback, now in self.look():
+            names = sorted(self.changed[id(callback)] & now.keys())
             state = {name: packer.plain(vars(callback)[name], GROUP) for name in names}
             found.append([type(callback).__name__, state])
         return found

@@ -163,13 +163,14 @@ class StateOfFit:
 
     def restore_within_epoch(self, state: State, arrays: Arrays) -> None:
         """Restores again what other callbacks' hooks at the beginning of the epoch have changed."""
-        if list(flags_of(self.plan.tree).values()) != state["flags"]:
+        others = list(flags_of(self.plan.tree).values()) != state["flags"]
+        if others:
             self._restore_flags(state)
             training_values.set_births(self.model, state["births"])
             self._restore_multipliers(state)
-            self.restore_values(state, arrays)
-            self.changes.note_restored()
         self.restore_values(state, arrays)
+        if others:
+            self.changes.note_restored()
         self.callbacks.restore(state["callbacks"], arrays)
 
     def restore_values(self, state: State, arrays: Arrays) -> None:
